@@ -220,20 +220,24 @@ func (id ID) Role() Role {
 // ServiceAccount returns the namespace and service account of an ID whose
 // path has exactly one run of segments ns/N/sa/S, read left to right. With
 // none or several there is neither, so that a templated segment cannot forge
-// one.
+// one. It allocates nothing.
 func (id ID) ServiceAccount() (namespace, account string, ok bool) {
-	segs := strings.Split(strings.TrimPrefix(id.path, "/"), "/")
-	found := 0
-	for i := 0; i+3 < len(segs); {
-		if segs[i] == "ns" && segs[i+2] == "sa" {
-			namespace, account = segs[i+1], segs[i+3]
-			found++
-			i += 4
-			continue
+	runs := 0
+	for rest := strings.TrimPrefix(id.path, "/"); rest != ""; {
+		first, afterFirst, _ := strings.Cut(rest, "/")
+		if first == "ns" {
+			ns, afterNamespace, _ := strings.Cut(afterFirst, "/")
+			word, afterWord, _ := strings.Cut(afterNamespace, "/")
+			name, afterName, _ := strings.Cut(afterWord, "/")
+			if word == "sa" && name != "" {
+				namespace, account, rest = ns, name, afterName
+				runs++
+				continue
+			}
 		}
-		i++
+		rest = afterFirst
 	}
-	if found != 1 {
+	if runs != 1 {
 		return "", "", false
 	}
 	return namespace, account, true

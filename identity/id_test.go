@@ -106,3 +106,47 @@ func FuzzParseID(f *testing.F) {
 		id.ServiceAccount()
 	})
 }
+
+// bySegments finds the service account the plain way, over split segments.
+func bySegments(path string) (namespace, account string, ok bool) {
+	segs := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	found := 0
+	for i := 0; i+3 < len(segs); {
+		if segs[i] == "ns" && segs[i+2] == "sa" {
+			namespace, account = segs[i+1], segs[i+3]
+			found++
+			i += 4
+			continue
+		}
+		i++
+	}
+	if found != 1 {
+		return "", "", false
+	}
+	return namespace, account, true
+}
+
+func FuzzServiceAccount(f *testing.F) {
+	for _, s := range []string{"/ns/a/sa/b", "/ns/a/sa/b/ns/c/sa/d", "/ns/ns/a/sa/b", "/x/ns/a/sa/b/y", "/ns/a/sa", "/ns/sa/sa/ns", "/ns/ns/sa/sa/b", "/ns/a/sa/ns/b/sa/c", "/web"} {
+		f.Add(s)
+	}
+	td, _ := ParseTrustDomain("example.org")
+	f.Fuzz(func(t *testing.T, path string) {
+		id, err := td.NewID(path)
+		if err != nil {
+			return
+		}
+		ns, sa, ok := id.ServiceAccount()
+		wantNS, wantSA, wantOK := bySegments(path)
+		if ok != wantOK || ns != wantNS || sa != wantSA {
+			t.Fatalf("%s: %q %q %v, not %q %q %v", path, ns, sa, ok, wantNS, wantSA, wantOK)
+		}
+	})
+}
+
+func TestServiceAccountAllocatesNothing(t *testing.T) {
+	id, _ := ParseID("spiffe://example.org/ns/shop/sa/web")
+	if n := testing.AllocsPerRun(100, func() { id.ServiceAccount() }); n != 0 {
+		t.Fatalf("%v allocations", n)
+	}
+}

@@ -6,6 +6,7 @@ package document
 import (
 	"encoding"
 	"fmt"
+	"maps"
 	"reflect"
 	"strconv"
 	"strings"
@@ -85,6 +86,9 @@ var (
 
 // set decodes n into v.
 func (d *decoder) set(n *node, v reflect.Value, path string) {
+	if len(d.errs) >= maxFaults {
+		return
+	}
 	switch v.Type() {
 	case typeUnsupported:
 		d.errs = append(d.errs, &Error{File: d.file, Line: n.line, Field: path, Reason: "is not supported by this version"})
@@ -322,11 +326,14 @@ func (d *decoder) setStruct(n *node, v reflect.Value, path string) {
 	}
 	fields, names := structFields(v)
 	for _, f := range n.fields {
+		if len(d.errs) >= maxFaults {
+			return
+		}
 		target, ok := fields[f.name]
 		if !ok {
 			e := &Error{File: d.file, Line: f.line, Field: dotted(path, f.name), Reason: "unknown field", Allowed: joined(names)}
 			if near := Nearest(f.name, names); near != "" {
-				e.Hint = "did you mean " + dotted(path, near) + "?"
+				e.Hint = suggestion(dotted(path, near))
 			}
 			d.errs = append(d.errs, e)
 			continue
@@ -343,9 +350,7 @@ func structFields(v reflect.Value) (map[string]reflect.Value, []string) {
 		name, _, _ := strings.Cut(sf.Tag.Get("json"), ",")
 		if sf.Anonymous && name == "" && value.Kind() == reflect.Struct {
 			inner, innerNames := structFields(value)
-			for name, value := range inner {
-				fields[name] = value
-			}
+			maps.Copy(fields, inner)
 			names = append(names, innerNames...)
 			continue
 		}

@@ -124,16 +124,26 @@ func newDocument(file string, root *node) (Document, Errors) {
 	if root.kind != mapNode {
 		return d, errs
 	}
-	if env.APIVersion != APIVersion {
+	switch env.APIVersion {
+	case APIVersion:
+	case "":
+		fault("apiVersion", "", APIVersion, "is missing")
+	default:
 		fault("apiVersion", env.APIVersion, APIVersion, "is not supported")
 	}
 	kind, ok := kindNamed(env.Kind)
-	if !ok {
-		fault("kind", env.Kind, joined(kindNames()), "is not a known kind%s", suggestion(env.Kind, kindNames()))
+	switch {
+	case ok:
+		d.kind = kind
+	case env.Kind == "":
+		fault("kind", "", joined(kindNames()), "is missing")
+	default:
+		fault("kind", env.Kind, joined(kindNames()), "is not a known kind")
+		errs[len(errs)-1].Hint = suggestion(Nearest(env.Kind, kindNames()))
 	}
-	d.kind = kind
 	if d.spec.kind != mapNode {
-		fault("spec", d.spec.describe(), "a mapping", "wrong type")
+		fault("spec", "", "a mapping", "wrong type")
+		errs[len(errs)-1].Found = d.spec.describe()
 	}
 	m := env.Metadata
 	d.meta = Metadata{Name: m.Name, Namespace: m.Namespace, Labels: nonEmpty(m.Labels), Annotations: nonEmpty(m.Annotations)}

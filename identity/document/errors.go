@@ -140,10 +140,10 @@ func quoted(s string) string {
 
 func joined(names []string) string { return strings.Join(names, ", ") }
 
-// suggestion returns "; did you mean NAME?", or "" where nothing is near.
-func suggestion(found string, names []string) string {
-	if name := Nearest(found, names); name != "" {
-		return "; did you mean " + name + "?"
+// suggestion is the hint that name was meant, or "" without a name.
+func suggestion(name string) string {
+	if name == "" {
+		return ""
 	}
-	return ""
+	return "did you mean " + name + "?"
 }

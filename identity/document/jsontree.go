@@ -137,6 +137,9 @@ func (r *jsonReader) mapping(n *node, path string, depth int) *jsonError {
 		if !ok {
 			return nil // the decoder gives only names and '}' here
 		}
+		if len(name) > maxNameBytes {
+			return r.fault(path, "has a name of more than %d bytes", maxNameBytes)
+		}
 		at, line := dotted(path, name), r.position()
 		if seen[name] {
 			return r.fault(at, "is written twice")

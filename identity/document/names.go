@@ -5,11 +5,13 @@ package document
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 )
 
 const (
-	maxNameBytes        = 253
+	maxSubdomainBytes   = 253
 	maxLabelBytes       = 63
 	maxAnnotationsBytes = 256 << 10
 )
@@ -26,7 +28,8 @@ func checkMetadata(m Metadata, fault func(field, found, allowed, format string, 
 			fault("metadata.namespace", m.Namespace, "", "%s", reason)
 		}
 	}
-	for key, value := range m.Labels {
+	for _, key := range slices.Sorted(maps.Keys(m.Labels)) {
+		value := m.Labels[key]
 		if reason := CheckLabelKey(key); reason != "" {
 			fault("metadata.labels."+key, key, "", "label key %s", reason)
 		} else if reason := CheckLabelValue(value); reason != "" {
@@ -34,8 +37,8 @@ func checkMetadata(m Metadata, fault func(field, found, allowed, format string, 
 		}
 	}
 	total := 0
-	for key, value := range m.Annotations {
-		total += len(key) + len(value)
+	for _, key := range slices.Sorted(maps.Keys(m.Annotations)) {
+		total += len(key) + len(m.Annotations[key])
 		if reason := CheckLabelKey(key); reason != "" {
 			fault("metadata.annotations."+key, key, "", "annotation key %s", reason)
 		}
@@ -70,8 +73,8 @@ func checkDNSSubdomain(s string) string {
 	if s == "" {
 		return "is empty"
 	}
-	if len(s) > maxNameBytes {
-		return fmt.Sprintf("is %d bytes, more than %d", len(s), maxNameBytes)
+	if len(s) > maxSubdomainBytes {
+		return fmt.Sprintf("is %d bytes, more than %d", len(s), maxSubdomainBytes)
 	}
 	for label := range strings.SplitSeq(s, ".") {
 		switch {

@@ -28,8 +28,10 @@ func (d Document) YAML() ([]byte, error) {
 	if d.IsZero() {
 		return nil, fmt.Errorf("document is the zero value")
 	}
+	root := d.tree()
+	root.fields[len(root.fields)-1].value = sortedTree(d.spec)
 	var b bytes.Buffer
-	writeYAML(&b, d.tree(), 0)
+	writeYAML(&b, root, 0)
 	return b.Bytes(), nil
 }
 
@@ -78,6 +80,20 @@ func textsNode(m map[string]string) *node {
 
 func sortedFields(n *node) []field {
 	return slices.SortedFunc(slices.Values(n.fields), func(a, b field) int { return strings.Compare(a.name, b.name) })
+}
+
+// sortedTree returns a copy of n with the names of all mappings sorted.
+func sortedTree(n *node) *node {
+	c := *n
+	c.items = make([]*node, 0, len(n.items))
+	for _, item := range n.items {
+		c.items = append(c.items, sortedTree(item))
+	}
+	c.fields = sortedFields(n)
+	for i := range c.fields {
+		c.fields[i].value = sortedTree(c.fields[i].value)
+	}
+	return &c
 }
 
 func writeJSON(b *bytes.Buffer, n *node) {
@@ -144,16 +160,11 @@ func yamlUnprintable(r rune) bool {
 }
 
 // writeYAML writes n in block style; the cursor is where a value may start on
-// the current line. Mappings keep their order: nested ones are sorted so that
-// the same document always prints the same.
+// the current line.
 func writeYAML(b *bytes.Buffer, n *node, indent int) {
 	switch {
 	case n.kind == mapNode && len(n.fields) > 0:
-		fields := n.fields
-		if indent > 0 {
-			fields = sortedFields(n)
-		}
-		for i, f := range fields {
+		for i, f := range n.fields {
 			if i > 0 {
 				b.WriteString(strings.Repeat("  ", indent))
 			}
@@ -199,7 +210,15 @@ func writeYAMLText(b *bytes.Buffer, s string) {
 }
 
 func plainYAML(s string) bool {
-	if s == "" || len(s) > 256 || !(alnum(s[0]) && (s[0] < '0' || s[0] > '9') || s[0] == '/') || s[len(s)-1] == ':' {
+	if s == "" || len(s) > 256 || s[len(s)-1] == ':' {
+		return false
+	}
+	if s[0] >= '0' && s[0] <= '9' {
+		// Of what starts with a digit only durations such as 4h stay plain.
+		if _, err := time.ParseDuration(s); err != nil || s[len(s)-1] == '0' {
+			return false
+		}
+	} else if !alnum(s[0]) && s[0] != '/' {
 		return false
 	}
 	for i := range len(s) {

@@ -9,8 +9,11 @@ import (
 	"strings"
 )
 
-// maxDepth bounds how deep mappings and lists nest.
-const maxDepth = 64
+const (
+	maxDepth     = 32  // how deep mappings and lists nest
+	maxNameBytes = 512 // how long the name of a field is
+	maxFaults    = 100 // after how many faults a reader stops looking
+)
 
 type nodeKind uint8
 
@@ -36,15 +39,6 @@ type field struct {
 	name  string
 	line  int
 	value *node
-}
-
-func (n *node) get(name string) *node {
-	for _, f := range n.fields {
-		if f.name == name {
-			return f.value
-		}
-	}
-	return nil
 }
 
 // describe says what n is, for the Found of an error.

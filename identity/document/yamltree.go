@@ -81,6 +81,8 @@ func (r *yamlReader) fault(line int, path, reason, hint string) {
 // tree converts y. It returns nil after a fault in y itself.
 func (r *yamlReader) tree(y *yaml.Node, path string, depth int) *node {
 	switch {
+	case len(r.errs) >= maxFaults:
+		return nil
 	case depth > maxDepth:
 		r.fault(y.Line, path, fmt.Sprintf("is nested deeper than %d", maxDepth), "")
 		return nil
@@ -119,6 +121,13 @@ func (r *yamlReader) mapping(n *node, y *yaml.Node, path string, depth int) {
 	seen := make(map[string]int, len(y.Content)/2)
 	for i := 0; i+1 < len(y.Content); i += 2 {
 		key, value := y.Content[i], y.Content[i+1]
+		if len(r.errs) >= maxFaults {
+			return
+		}
+		if len(key.Value) > maxNameBytes {
+			r.fault(key.Line, path, fmt.Sprintf("has a name of more than %d bytes", maxNameBytes), "")
+			continue
+		}
 		at := dotted(path, key.Value)
 		switch {
 		case key.Kind != yaml.ScalarNode || key.Anchor != "" || key.Style&yaml.TaggedStyle != 0 || key.ShortTag() == "!!null":
@@ -146,17 +155,16 @@ func (r *yamlReader) scalar(n *node, y *yaml.Node, path string) *node {
 	if y.Style != 0 {
 		return n
 	}
-	switch y.ShortTag() {
-	case "!!null":
-		n.kind, n.text = nullNode, ""
-	case "!!bool":
-		n.kind, n.text = boolNode, strings.ToLower(y.Value)
-	case "!!int", "!!float":
-		if !isJSONNumber(y.Value) {
-			r.fault(y.Line, path, "number "+quoted(y.Value)+" is written in a form that readers disagree about", "write it in decimal, or quote it to mean the text")
-			return nil
-		}
+	switch tag := y.ShortTag(); {
+	case isJSONNumber(y.Value): // also one too large for the YAML library
 		n.kind = numberNode
+	case tag == "!!null":
+		n.kind, n.text = nullNode, ""
+	case tag == "!!bool":
+		n.kind, n.text = boolNode, strings.ToLower(y.Value)
+	case tag == "!!int" || tag == "!!float":
+		r.fault(y.Line, path, "number "+quoted(y.Value)+" is written in a form that readers disagree about", "write it in decimal, or quote it to mean the text")
+		return nil
 	}
 	return n
 }

@@ -1490,11 +1490,16 @@ func (x *IssueResult) GetRetryAfter() int64 {
 
 // Receipt is the server's signed promise that the entry is in the log.
 type Receipt struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Log           string                 `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
-	Index         int64                  `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
-	EntryHash     []byte                 `protobuf:"bytes,3,opt,name=entry_hash,json=entryHash,proto3" json:"entry_hash,omitempty"`
-	Signature     []byte                 `protobuf:"bytes,4,opt,name=signature,proto3" json:"signature,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Log       string                 `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
+	Index     int64                  `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	EntryHash []byte                 `protobuf:"bytes,3,opt,name=entry_hash,json=entryHash,proto3" json:"entry_hash,omitempty"`
+	Signature []byte                 `protobuf:"bytes,4,opt,name=signature,proto3" json:"signature,omitempty"`
+	// first and count say which entries the signature covers, path leads from
+	// the entry hash to the root over them.
+	First         int64    `protobuf:"varint,5,opt,name=first,proto3" json:"first,omitempty"`
+	Count         int64    `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
+	Path          [][]byte `protobuf:"bytes,7,rep,name=path,proto3" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1553,6 +1558,27 @@ func (x *Receipt) GetEntryHash() []byte {
 func (x *Receipt) GetSignature() []byte {
 	if x != nil {
 		return x.Signature
+	}
+	return nil
+}
+
+func (x *Receipt) GetFirst() int64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *Receipt) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Receipt) GetPath() [][]byte {
+	if x != nil {
+		return x.Path
 	}
 	return nil
 }
@@ -3554,8 +3580,10 @@ type ServerStatusResponse struct {
 	DefaultDeny           bool                   `protobuf:"varint,15,opt,name=default_deny,json=defaultDeny,proto3" json:"default_deny,omitempty"`
 	Conflicts             []string               `protobuf:"bytes,16,rep,name=conflicts,proto3" json:"conflicts,omitempty"`
 	Uptime                int64                  `protobuf:"varint,17,opt,name=uptime,proto3" json:"uptime,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// root_namespace is where policies for all namespaces live.
+	RootNamespace string `protobuf:"bytes,18,opt,name=root_namespace,json=rootNamespace,proto3" json:"root_namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServerStatusResponse) Reset() {
@@ -3705,6 +3733,13 @@ func (x *ServerStatusResponse) GetUptime() int64 {
 		return x.Uptime
 	}
 	return 0
+}
+
+func (x *ServerStatusResponse) GetRootNamespace() string {
+	if x != nil {
+		return x.RootNamespace
+	}
+	return ""
 }
 
 type AuthorityState struct {
@@ -3996,13 +4031,16 @@ const file_aval_proto_rawDesc = "" +
 	"\x04code\x18\x04 \x01(\rR\x04code\x12/\n" +
 	"\areceipt\x18\x05 \x01(\v2\x15.aval.wire.v1.ReceiptR\areceipt\x12\x1f\n" +
 	"\vretry_after\x18\x06 \x01(\x03R\n" +
-	"retryAfter\"n\n" +
+	"retryAfter\"\xae\x01\n" +
 	"\aReceipt\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\tR\x03log\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x03R\x05index\x12\x1d\n" +
 	"\n" +
 	"entry_hash\x18\x03 \x01(\fR\tentryHash\x12\x1c\n" +
-	"\tsignature\x18\x04 \x01(\fR\tsignature\"(\n" +
+	"\tsignature\x18\x04 \x01(\fR\tsignature\x12\x14\n" +
+	"\x05first\x18\x05 \x01(\x03R\x05first\x12\x14\n" +
+	"\x05count\x18\x06 \x01(\x03R\x05count\x12\x12\n" +
+	"\x04path\x18\a \x03(\fR\x04path\"(\n" +
 	"\n" +
 	"RecordsAck\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\"I\n" +
@@ -4170,7 +4208,7 @@ const file_aval_proto_rawDesc = "" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"\x15\n" +
-	"\x13ServerStatusRequest\"\xeb\x04\n" +
+	"\x13ServerStatusRequest\"\x92\x05\n" +
 	"\x14ServerStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12\x18\n" +
@@ -4189,7 +4227,8 @@ const file_aval_proto_rawDesc = "" +
 	"\bdata_dir\x18\x0e \x01(\tR\adataDir\x12!\n" +
 	"\fdefault_deny\x18\x0f \x01(\bR\vdefaultDeny\x12\x1c\n" +
 	"\tconflicts\x18\x10 \x03(\tR\tconflicts\x12\x16\n" +
-	"\x06uptime\x18\x11 \x01(\x03R\x06uptime\"\xbb\x01\n" +
+	"\x06uptime\x18\x11 \x01(\x03R\x06uptime\x12%\n" +
+	"\x0eroot_namespace\x18\x12 \x01(\tR\rrootNamespace\"\xbb\x01\n" +
 	"\x0eAuthorityState\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x16\n" +

@@ -1,0 +1,60 @@
+// This file fuzzes the parsers of both kinds, and what they make of an ID.
+
+package policy
+
+import (
+	"testing"
+
+	"github.com/aval-id/aval/identity"
+	"github.com/aval-id/aval/identity/document"
+)
+
+func FuzzParsePolicies(f *testing.F) {
+	head := `{"apiVersion":"aval.dev/v1alpha1","metadata":{"name":"p","namespace":"shop"},"kind":`
+	f.Add([]byte(head + `"AuthorizationPolicy","spec":{"action":"DENY","rules":[{"from":[{"source":{"principals":["a/b","*","a/*","*/b"],"notNamespaces":["x"],"trustDomains":["a"],"ipBlocks":["10.0.0.0/8","::1"]}}],"to":[{"operation":{"ports":[80,"81"]}}],"when":[{"key":"connection.sni","values":["*.a"]}]}]}}`))
+	f.Add([]byte(head + `"AuthorizationPolicy","spec":{"rules":[{"from":[{"source":{"serviceAccounts":["a/b","c"]}}]}]}}`))
+	f.Add([]byte(head + `"PeerAuthentication","spec":{"selector":{"matchLabels":{"tier":"back"}},"mtls":{"mode":"STRICT"},"portLevelMtls":{"8080":{"mode":"DISABLE"}}}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		d, err := document.FromJSON(data)
+		if err != nil {
+			return
+		}
+		pas, aps, err := Load([]document.Document{d}, settings)
+		set := Compile(settings, api, pas, aps, 1)
+		for _, peer := range []string{"", web, foreign} {
+			verdict := set.Decide(from(t, peer))
+			if err != nil && verdict.Allowed && (d.Key().Namespace == api.Namespace || d.Key().Namespace == DefaultRootNamespace) {
+				t.Fatalf("a policy that cannot be read allows %q", peer)
+			}
+		}
+	})
+}
+
+// A principal that is written exactly matches itself and nothing near it.
+func FuzzPrincipal(f *testing.F) {
+	f.Add("example.org/ns/a/sa/b")
+	f.Add("spiffe://a/b*")
+	f.Add("*b")
+	f.Fuzz(func(t *testing.T, value string) {
+		p := parser{doc: document.Document{}}
+		term := p.term(attrPrincipal, false, []string{value}, "x")
+		if len(p.errs) > 0 {
+			return
+		}
+		id, err := identity.ParseID("spiffe://" + value)
+		if err != nil {
+			return
+		}
+		near, err := identity.ParseID(id.String() + "x")
+		if err != nil {
+			return
+		}
+		f := Set{domain: own}
+		if facts := f.facts(Connection{Peer: id}); !term.holds(&facts, false) {
+			t.Fatalf("%s does not match itself", value)
+		}
+		if facts := f.facts(Connection{Peer: near}); term.holds(&facts, false) {
+			t.Fatalf("%s matches %s", value, near)
+		}
+	})
+}
