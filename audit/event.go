@@ -1,0 +1,122 @@
+// This file holds Event, the one typed record, and its validation.
+
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// MaxEventBytes bounds an event's JSON. A longer one is refused.
+const MaxEventBytes = 64 << 10
+
+// Event is one thing that happened. It is a flat JSON object in which zero
+// fields are absent; which fields a kind fills is up to who reports it.
+// Strings that are not UTF-8 are stored with U+FFFD in place of the bad
+// bytes. The published schema is Schema.
+type Event struct {
+	Time    time.Time `json:"time"`              // when it happened, stored in UTC; set by the caller
+	Kind    Kind      `json:"kind"`              // what happened
+	Verdict Verdict   `json:"verdict,omitempty"` // how it ended
+	Reason  string    `json:"reason,omitempty"`  // why; for a connection, one of Reasons
+
+	ClientID string `json:"client_id,omitempty"` // SPIFFE ID of the peer that dialled
+	ServerID string `json:"server_id,omitempty"` // SPIFFE ID of the peer that accepted
+	SPIFFEID string `json:"spiffe_id,omitempty"` // the identity that the event is about
+	Serial   string `json:"serial,omitempty"`    // certificate serial, lower-case hex
+	Node     string `json:"node,omitempty"`      // SPIFFE ID or name of the node concerned
+	Policy   string `json:"policy,omitempty"`    // ns/name of the policy that decided
+	Mode     string `json:"mode,omitempty"`      // DISABLE, PERMISSIVE or STRICT
+
+	// Issuance and authorities.
+	NotBefore    time.Time `json:"not_before,omitzero"`
+	NotAfter     time.Time `json:"not_after,omitzero"`
+	LeafSHA256   string    `json:"leaf_sha256,omitempty"`  // hex SHA-256 of the certificate's DER
+	Issuer       string    `json:"issuer_ski,omitempty"`   // hex subject key identifier of the issuer
+	KeySHA256    string    `json:"key_sha256,omitempty"`   // hex SHA-256 of the public key's PKIX DER
+	Registration string    `json:"registration,omitempty"` // ns/name
+	DNSNames     []string  `json:"dns_names,omitempty"`
+	Role         string    `json:"role,omitempty"` // workload, node or server
+
+	// Administration.
+	Actor          string `json:"actor,omitempty"`           // who asked: "uid=0 pid=4242"
+	Document       string `json:"document,omitempty"`        // "Kind ns/name"
+	DocumentSHA256 string `json:"document_sha256,omitempty"` // hex SHA-256 of the stored document
+	Revision       uint64 `json:"revision,omitempty"`        // store revision of the change
+	Epoch          uint64 `json:"epoch,omitempty"`           // store epoch of the change
+	Detail         string `json:"detail,omitempty"`          // one line for a person; never a secret
+
+	// Connections.
+	Direction    string    `json:"direction,omitempty"` // inbound or outbound
+	Transport    string    `json:"transport,omitempty"` // mtls, plaintext or tls_passthrough
+	ClientSerial string    `json:"client_serial,omitempty"`
+	ServerSerial string    `json:"server_serial,omitempty"`
+	TLSVersion   string    `json:"tls_version,omitempty"` // "1.3"
+	Group        string    `json:"group,omitempty"`       // key-exchange group, "X25519MLKEM768"
+	Resumed      bool      `json:"resumed,omitempty"`
+	ALPN         string    `json:"alpn,omitempty"`
+	SNI          string    `json:"sni,omitempty"`
+	Source       string    `json:"source,omitempty"`      // ip:port of the dialling side
+	Destination  string    `json:"destination,omitempty"` // ip:port that was dialled or served
+	Port         uint16    `json:"port,omitempty"`        // the port that policies match
+	Rule         *int      `json:"rule,omitempty"`        // position in Policy of the rule that decided, from 0
+	ModeSource   string    `json:"mode_source,omitempty"` // ns/name of the document that set Mode
+	Policies     []string  `json:"policies,omitempty"`    // ns/name of each policy consulted
+	Generation   uint64    `json:"generation,omitempty"`  // of the policy set
+	BytesIn      uint64    `json:"bytes_in,omitempty"`
+	BytesOut     uint64    `json:"bytes_out,omitempty"`
+	DurationMS   int64     `json:"duration_ms,omitempty"`
+	Reporter     string    `json:"reporter,omitempty"`  // SPIFFE ID of the reporting proxy, stamped by its agent
+	Workload     string    `json:"workload,omitempty"`  // name of the registration or process behind the reporter
+	Count        uint64    `json:"count,omitempty"`     // how many alike this record stands for; absent means one
+	FirstTime    time.Time `json:"first_time,omitzero"` // when the first of Count happened
+	Lost         uint64    `json:"lost,omitempty"`      // records dropped
+	KeptFrom     uint64    `json:"kept_from,omitempty"` // entries of this log below this index were dropped for the quota
+}
+
+// Validate reports the first field that is outside its closed list, or a
+// missing time. It does not judge whether the fields fit the kind.
+func (e Event) Validate() error {
+	switch {
+	case e.Time.IsZero():
+		return errors.New("event: time is missing")
+	case e.Time.Year() < 1 || e.Time.Year() > 9999:
+		return fmt.Errorf("event: year %d does not fit RFC 3339", e.Time.Year())
+	case e.Kind == "":
+		return errors.New("event: kind is missing")
+	case !oneOf(e.Kind, Kinds()...):
+		return fmt.Errorf("event: kind %q is not known", e.Kind)
+	case !oneOf(e.Verdict, Verdicts()...):
+		return closedList("verdict", string(e.Verdict), Verdicts())
+	case !oneOf(e.Direction, DirectionInbound, DirectionOutbound):
+		return closedList("direction", e.Direction, []string{DirectionInbound, DirectionOutbound})
+	case !oneOf(e.Transport, TransportMTLS, TransportPlaintext, TransportTLSPassthrough):
+		return closedList("transport", e.Transport, []string{TransportMTLS, TransportPlaintext, TransportTLSPassthrough})
+	case !oneOf(e.Role, RoleWorkload, RoleNode, RoleServer):
+		return closedList("role", e.Role, []string{RoleWorkload, RoleNode, RoleServer})
+	case !oneOf(e.Mode, Modes()...):
+		return closedList("mode", e.Mode, Modes())
+	case e.Kind == KindConnection && !slices.Contains(Reasons(), e.Reason):
+		return fmt.Errorf("event: reason %q of a connection is not in the closed list", e.Reason)
+	}
+	return nil
+}
+
+// closedList words the refusal of a value outside its list.
+func closedList[T ~string](field, found string, allowed []T) error {
+	names := make([]string, len(allowed))
+	for i, a := range allowed {
+		names[i] = string(a)
+	}
+	return fmt.Errorf("event: %s %q is none of %s", field, found, strings.Join(names, ", "))
+}
+
+// Entry is an event with its place in the log. Its JSON is one flat object
+// with the index first.
+type Entry struct {
+	Index int64 `json:"index"`
+	Event
+}
