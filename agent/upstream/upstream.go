@@ -1,0 +1,248 @@
+// Package upstream is the agent's end of the Sync stream: one connection to
+// the server, on which rosters come down, requests for SVIDs and connection
+// records go up, and checkpoints are shown.
+//
+// It owns the stream, its reconnection and its position. It leaves the
+// node's credential to join, the meaning of deltas to roster, the SVIDs to
+// keyring, the records to spool and the checkpoints to history. It stands on
+// the second floor, inside the agent's room.
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/aval-id/aval/agent/history"
+	"github.com/aval-id/aval/agent/join"
+	"github.com/aval-id/aval/agent/keyring"
+	"github.com/aval-id/aval/agent/roster"
+	"github.com/aval-id/aval/agent/spool"
+	"github.com/aval-id/aval/rotation"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	backoffBase = 100 * time.Millisecond
+	// maxSkew is the difference of clocks that is reported.
+	maxSkew = 30 * time.Second
+)
+
+// Issuers names the authorities whose leaves are still served, for the
+// acknowledgements that a rollover of authorities waits for.
+type Issuers interface {
+	// Issuers returns subject key identifiers in hex.
+	Issuers() []string
+	// Reconnected is called when the server can be asked again.
+	Reconnected()
+}
+
+// Config is what a Client needs.
+type Config struct {
+	Node      *join.Node
+	Feed      *roster.Feed
+	Spool     *spool.Spool
+	History   *history.History
+	Version   string
+	Evaluator uint32        // newest policy evaluator that this program knows
+	RetryMax  time.Duration // longest wait between tries to connect
+	Logger    *slog.Logger
+}
+
+// Client keeps the stream. It is safe for concurrent use.
+type Client struct {
+	cfg Config
+
+	mu      sync.Mutex // guards what follows
+	issuers Issuers
+	session *session      // nil while there is none
+	opened  chan struct{} // closed when a session opens; nil while nobody waits
+	status  Status
+}
+
+// Status describes the stream at one moment.
+type Status struct {
+	Connected   bool
+	Server      string        // SPIFFE ID of the server last talked to
+	LastContact time.Time     // when something last came from it
+	Skew        time.Duration // its clock less ours, at the last welcome
+	LastError   string        // why the last stream ended; "" while connected
+}
+
+// New returns a client that is not connected.
+func New(cfg Config) (*Client, error) {
+	if cfg.Node == nil || cfg.Feed == nil || cfg.Spool == nil || cfg.History == nil || cfg.Logger == nil {
+		return nil, errors.New("upstream: a part of the configuration is missing")
+	}
+	if cfg.RetryMax == 0 {
+		cfg.RetryMax = 5 * time.Second
+	}
+	return &Client{cfg: cfg}, nil
+}
+
+// Serve names who is told about reconnections and asked for issuers.
+func (c *Client) serve(i Issuers) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.issuers = i
+}
+
+// Run attests the node where that is needed and keeps a stream to the server
+// until ctx ends, or until the server's answer is final: then the error is a
+// *join.Refused. Issuers may be nil.
+func (c *Client) Run(ctx context.Context, issuers Issuers) error {
+	c.serve(issuers)
+	for attempt := 0; ; attempt++ {
+		began := time.Now()
+		err := c.once(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if _, final := errors.AsType[*join.Refused](err); final {
+			c.cfg.Feed.Set(nil)
+			return err
+		}
+		if errors.Is(err, errRenewed) {
+			attempt = -1
+			continue
+		}
+		if time.Since(began) > 2*c.cfg.RetryMax {
+			attempt = 0
+		}
+		wait := rotation.Backoff(attempt, backoffBase, c.cfg.RetryMax)
+		if bye, ok := errors.AsType[*goodbye](err); ok && bye.after > 0 {
+			wait = min(bye.after, time.Minute) + wait
+		}
+		c.ended(err)
+		c.cfg.Logger.Warn("no stream to the server", "error", err, "retry_in", wait.Round(time.Millisecond))
+		if !pause(ctx, wait) {
+			return ctx.Err()
+		}
+	}
+}
+
+// once attests if need be and keeps one stream. A stream that the server
+// refuses is answered by attesting again, whose refusal is final.
+func (c *Client) once(ctx context.Context) error {
+	node := c.cfg.Node
+	if !node.Valid(time.Now()) {
+		if err := node.Attest(ctx); err != nil {
+			return err
+		}
+	}
+	err := c.sync(ctx)
+	switch status.Code(err) {
+	case codes.PermissionDenied, codes.Unauthenticated:
+		if attestErr := node.Attest(ctx); attestErr != nil {
+			return fmt.Errorf("%w; %w", err, attestErr)
+		}
+	}
+	return err
+}
+
+// Issue sends requests as one batch and waits for their results. It gives a
+// stream that is being replaced a moment to come back before it answers
+// keyring.ErrAway.
+func (c *Client) Issue(ctx context.Context, batch []keyring.Request) ([]keyring.Result, error) {
+	s, err := c.current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s.issue(ctx, batch)
+}
+
+// patience is how long Issue waits for a stream to come back.
+const patience = time.Second
+
+func (c *Client) current(ctx context.Context) (*session, error) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		c.mu.Lock()
+		s := c.session
+		if s == nil && c.opened == nil {
+			c.opened = make(chan struct{})
+		}
+		opened := c.opened
+		c.mu.Unlock()
+		if s != nil {
+			return s, nil
+		}
+		select {
+		case <-opened:
+		case <-timer.C:
+			return nil, keyring.ErrAway
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// open makes s the session that requests go to. Nil takes it away.
+func (c *Client) open(s *session) {
+	c.mu.Lock()
+	c.session = s
+	if s != nil && c.opened != nil {
+		close(c.opened)
+		c.opened = nil
+	}
+	issuers := c.issuers
+	c.mu.Unlock()
+	if s != nil && issuers != nil {
+		issuers.Reconnected()
+	}
+}
+
+// Status returns the state of the stream.
+func (c *Client) Status() Status {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.status
+}
+
+func (c *Client) ended(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.status.Connected = false
+	c.status.LastError = err.Error()
+}
+
+func (c *Client) heard(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.status.LastContact = now
+}
+
+func (c *Client) served() []string {
+	c.mu.Lock()
+	i := c.issuers
+	c.mu.Unlock()
+	if i == nil {
+		return nil
+	}
+	return i.Issuers()
+}
+
+// goodbye is the server's announced end of a stream.
+type goodbye struct {
+	reason string
+	after  time.Duration
+}
+
+func (g *goodbye) Error() string { return "the server ended the stream: " + g.reason }
+
+// pause waits, and returns false when ctx ends before.
+func pause(ctx context.Context, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

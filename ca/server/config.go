@@ -1,0 +1,184 @@
+// This file holds Config: every setting of a server, what zero means, and the
+// checks that do not touch the disk.
+
+package server
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/aval-id/aval/ca"
+	"github.com/aval-id/aval/identity"
+	"github.com/aval-id/aval/identity/policy"
+)
+
+// Defaults of Config.
+const (
+	DefaultName             = "server-1"
+	DefaultNodeTTL          = 24 * time.Hour
+	DefaultServerTTL        = 24 * time.Hour
+	DefaultIntermediateTTL  = 7 * 24 * time.Hour
+	DefaultRootTTL          = 10 * 365 * 24 * time.Hour
+	DefaultMaxConnections   = 8192
+	DefaultHandshakeTimeout = 10 * time.Second
+	DefaultLockTimeout      = 3 * time.Second
+	DefaultConnectionsQuota = 4 << 30
+	DefaultDrainTimeout     = 5 * time.Second
+)
+
+// Config is what a server is made of. Zero values mean the documented
+// defaults; TrustDomain, DataDir and one of Listen and Listener are required.
+type Config struct {
+	// TrustDomain is whose identities the server issues. Required; a data
+	// directory belongs to one trust domain for ever.
+	TrustDomain identity.TrustDomain
+	// DataDir holds keys, certificates, store and logs. It is made with mode
+	// 0700; a directory that others may read is refused. Required.
+	DataDir string
+	// Name is this server's last path segment under /aval/server/. Zero means
+	// DefaultName.
+	Name string
+	// Listen is the address for nodes, host:port. Ignored where Listener is
+	// set.
+	Listen string
+	// Listener, where set, is used instead of Listen. The server closes it.
+	Listener net.Listener
+	// Advertise is the address that join commands name. Zero means the
+	// listener's own address.
+	Advertise string
+	// AdminSocket is the path of the operators' Unix socket. Zero means
+	// DataDir/admin.sock.
+	AdminSocket string
+	// AdminGroup names a group (or a numeric gid) whose members may use the
+	// admin socket besides uid 0 and the server's own uid. Zero means none.
+	AdminGroup string
+	// RootKey is the root's key as a KMS URI, softkms:path=FILE so far. Zero
+	// means DataDir/keys/root.key.
+	RootKey string
+
+	// MinTTL, DefaultTTL and MaxTTL bound workload leaves; zero means
+	// ca.DefaultMinTTL, ca.DefaultTTL and ca.DefaultMaxTTL. Where MaxTTL lies
+	// below the default lifetime, that is the lifetime.
+	MinTTL, DefaultTTL, MaxTTL time.Duration
+	// NodeTTL is the lifetime of node credentials, zero means DefaultNodeTTL.
+	NodeTTL time.Duration
+	// ServerTTL is the lifetime of the server's own leaf, zero means
+	// DefaultServerTTL.
+	ServerTTL time.Duration
+	// IntermediateTTL is the lifetime of the server's signing certificate,
+	// zero means DefaultIntermediateTTL.
+	IntermediateTTL time.Duration
+	// RootTTL is the lifetime of a root made by this server, zero means
+	// DefaultRootTTL.
+	RootTTL time.Duration
+
+	// RootNamespace is where policies for all namespaces live. Zero means the
+	// evaluator's default.
+	RootNamespace string
+	// DefaultDeny refuses what no policy selects.
+	DefaultDeny bool
+
+	// AuthorityReserve is disk held for administrative events, in bytes. Zero
+	// means the log's default, negative none.
+	AuthorityReserve int64
+	// ConnectionsQuota bounds the connections log in bytes; the oldest part
+	// is dropped beyond it. Zero means DefaultConnectionsQuota, negative
+	// unlimited.
+	ConnectionsQuota int64
+	// MaxConnections bounds open connections on the node listener; a quarter
+	// of them may be in their handshake. Zero means DefaultMaxConnections.
+	MaxConnections int
+	// HandshakeTimeout bounds a TLS handshake, zero means
+	// DefaultHandshakeTimeout.
+	HandshakeTimeout time.Duration
+	// LockTimeout is how long New waits for another server to let go of the
+	// data directory, zero means DefaultLockTimeout.
+	LockTimeout time.Duration
+	// DrainTimeout bounds a graceful stop, zero means DefaultDrainTimeout.
+	DrainTimeout time.Duration
+	// Version is shown to nodes and operators.
+	Version string
+	// Logger takes operators' messages. Zero discards them.
+	Logger *slog.Logger
+}
+
+var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
+
+// withDefaults checks what can be checked without the disk and fills in the
+// defaults.
+func (c Config) withDefaults() (Config, error) {
+	if c.TrustDomain.IsZero() {
+		return c, fmt.Errorf("server config: trust domain is missing")
+	}
+	if c.DataDir == "" {
+		return c, fmt.Errorf("server config: data directory is missing")
+	}
+	if c.Listen == "" && c.Listener == nil {
+		return c, fmt.Errorf("server config: listen address is missing")
+	}
+	dir, err := filepath.Abs(c.DataDir)
+	if err != nil {
+		return c, fmt.Errorf("server config: data directory: %w", err)
+	}
+	c.DataDir = dir
+	setString(&c.Name, DefaultName)
+	setString(&c.AdminSocket, filepath.Join(dir, "admin.sock"))
+	setString(&c.RootNamespace, policy.DefaultRootNamespace)
+	setString(&c.Version, "unknown")
+	if !nameForm.MatchString(c.Name) {
+		return c, fmt.Errorf("server config: name %q: lower-case letters, digits, '.', '_' and '-' are allowed, up to 63", c.Name)
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c.withDurations()
+}
+
+func (c Config) withDurations() (Config, error) {
+	setDuration(&c.MinTTL, ca.DefaultMinTTL)
+	setDuration(&c.MaxTTL, ca.DefaultMaxTTL)
+	setDuration(&c.DefaultTTL, min(max(ca.DefaultTTL, c.MinTTL), c.MaxTTL))
+	setDuration(&c.NodeTTL, DefaultNodeTTL)
+	setDuration(&c.ServerTTL, DefaultServerTTL)
+	setDuration(&c.IntermediateTTL, DefaultIntermediateTTL)
+	setDuration(&c.RootTTL, DefaultRootTTL)
+	setDuration(&c.HandshakeTimeout, DefaultHandshakeTimeout)
+	setDuration(&c.LockTimeout, DefaultLockTimeout)
+	setDuration(&c.DrainTimeout, DefaultDrainTimeout)
+	if c.MaxConnections == 0 {
+		c.MaxConnections = DefaultMaxConnections
+	}
+	switch {
+	case c.ConnectionsQuota == 0:
+		c.ConnectionsQuota = DefaultConnectionsQuota
+	case c.ConnectionsQuota < 0:
+		c.ConnectionsQuota = 0
+	}
+	switch {
+	case c.MaxConnections < 4:
+		return c, fmt.Errorf("server config: connection limit %d is below 4", c.MaxConnections)
+	case min(c.MinTTL, c.NodeTTL, c.ServerTTL) < 0:
+		return c, fmt.Errorf("server config: a lifetime is negative")
+	case c.IntermediateTTL >= c.RootTTL:
+		return c, fmt.Errorf("server config: intermediate lifetime %s is not below the root's %s", c.IntermediateTTL, c.RootTTL)
+	case c.IntermediateTTL <= 2*c.MinTTL:
+		return c, fmt.Errorf("server config: intermediate lifetime %s is not above twice the smallest leaf's %s", c.IntermediateTTL, c.MinTTL)
+	}
+	return c, nil
+}
+
+func setString(s *string, def string) {
+	if *s == "" {
+		*s = def
+	}
+}
+
+func setDuration(d *time.Duration, def time.Duration) {
+	if *d == 0 {
+		*d = def
+	}
+}

@@ -1,0 +1,124 @@
+// This file holds the data directory: its layout, its lock, and the checks of
+// who may look into it.
+
+package server
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/aval-id/aval/audit"
+)
+
+// Layout of a data directory. Everything in it belongs to one server.
+const (
+	lockFile         = "lock"
+	rootFile         = "root.pem"
+	storeFile        = "store.db"
+	restoredFile     = "restored"
+	keysDir          = "keys"
+	rootKeyFile      = "root.key"
+	intermediateFile = "intermediate.pem" // in keysDir: key and chain together
+	auditDir         = "audit"
+
+	// AuthorityLog and ConnectionsLog name the two logs: their directories
+	// under DataDir/audit, and the log keys log-NAME.key under DataDir/keys.
+	AuthorityLog   = "authority"
+	ConnectionsLog = "connections"
+)
+
+// LogDir returns the directory of a log in a data directory.
+func LogDir(dataDir, log string) string { return filepath.Join(dataDir, auditDir, log) }
+
+// LogKeyFile returns the file of a log's private key in a data directory.
+func LogKeyFile(dataDir, log string) string {
+	return filepath.Join(dataDir, keysDir, "log-"+log+".key")
+}
+
+// LogVerifierFile returns the file that holds a log's verifier key as text.
+func LogVerifierFile(dataDir, log string) string {
+	return filepath.Join(dataDir, auditDir, log+".vkey")
+}
+
+// ErrLocked means that another server runs on the data directory.
+var ErrLocked = errors.New("another server holds the data directory")
+
+// secureDir makes dir with mode 0700 where it is missing and refuses one that
+// others may enter.
+func secureDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	fi, err := os.Stat(dir)
+	if err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	if !fi.IsDir() {
+		return fmt.Errorf("data directory: %s is not a directory", dir)
+	}
+	if perm := fi.Mode().Perm(); perm&0o077 != 0 {
+		return fmt.Errorf("data directory: %s has mode %04o: others may look into it; chmod 0700 it", dir, perm)
+	}
+	return nil
+}
+
+// lockDir takes the directory's lock, waiting up to timeout for its holder.
+func lockDir(dir string, timeout time.Duration) (*os.File, error) {
+	path := filepath.Join(dir, lockFile)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	deadline := time.NewTimer(timeout)
+	defer deadline.Stop()
+	again := time.NewTicker(50 * time.Millisecond)
+	defer again.Stop()
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		select {
+		case <-deadline.C:
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, ErrLocked)
+		case <-again.C:
+		}
+	}
+}
+
+// openLog opens one of the two logs with its key, and leaves its verifier key
+// beside it for those who check it offline.
+func openLog(cfg Config, name string, settings audit.Config) (*audit.Log, error) {
+	key, err := audit.LoadOrCreateKey(LogKeyFile(cfg.DataDir, name))
+	if err != nil {
+		return nil, fmt.Errorf("%s log: %w", name, err)
+	}
+	settings.Dir = LogDir(cfg.DataDir, name)
+	settings.Origin = cfg.TrustDomain.String() + "/" + name + "/" + cfg.Name
+	settings.Key = key
+	settings.Logger = cfg.Logger.With("log", name)
+	log, err := audit.Open(settings)
+	if err != nil {
+		return nil, fmt.Errorf("%s log: %w", name, err)
+	}
+	path := LogVerifierFile(cfg.DataDir, name)
+	text := []byte(log.VerifierKey() + "\n")
+	if old, err := os.ReadFile(path); err == nil && string(old) == string(text) {
+		return log, nil
+	}
+	if err := audit.WriteFile(path, text, 0o600); err != nil {
+		log.Close()
+		return nil, fmt.Errorf("%s log: %w", name, err)
+	}
+	return log, nil
+}

@@ -1,0 +1,94 @@
+// This file holds what a server says of itself to operators.
+
+package server
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"slices"
+	"time"
+
+	"github.com/aval-id/aval/identity"
+	"github.com/aval-id/aval/identity/document"
+	"github.com/aval-id/aval/identity/policy"
+	"github.com/aval-id/aval/identity/wire"
+)
+
+// maxCoverage bounds the registrations times policies that one status call
+// evaluates.
+const maxCoverage = 4 << 20
+
+// ServerStatus says what the server holds and how it fares.
+func (s adminService) ServerStatus(context.Context, *wire.ServerStatusRequest) (*wire.ServerStatusResponse, error) {
+	now := time.Now()
+	snap := s.documents.now.Load()
+	out := &wire.ServerStatusResponse{
+		TrustDomain: s.cfg.TrustDomain.String(), ServerId: s.Credentials().SVID.ID.String(), Version: s.cfg.Version,
+		Position: toPosition(snap.position), Clock: now.UnixMilli(), Nodes: uint32(len(s.nodes.all())),
+		Connected: uint32(s.sessions.count()), Documents: uint32(len(snap.docs)), Listen: s.Addr().String(),
+		DataDir: s.cfg.DataDir, DefaultDeny: s.cfg.DefaultDeny, RootNamespace: s.cfg.RootNamespace, Uptime: now.Sub(s.started).Milliseconds(),
+	}
+	for _, c := range s.certificates() {
+		out.Authorities = append(out.Authorities, authorityState(c))
+	}
+	logs := s.logs()
+	for _, name := range []string{AuthorityLog, ConnectionsLog} {
+		st := logs[name].Stats()
+		state := &wire.LogState{Name: name, Entries: logs[name].Size(), CheckpointSize: st.CheckpointSize,
+			VerifierKey: logs[name].VerifierKey(), Bytes: uint64(st.Bytes)}
+		if st.Full {
+			state.Error = "the disk of the log is full"
+		}
+		out.Logs = append(out.Logs, state)
+	}
+	s.addPolicyFacts(out, snap)
+	return out, nil
+}
+
+func authorityState(c certificate) *wire.AuthorityState {
+	st := &wire.AuthorityState{
+		Role: c.role, Serial: identity.Serial(c.cert), Ski: hex.EncodeToString(c.cert.SubjectKeyId),
+		NotBefore: c.cert.NotBefore.UnixMilli(), NotAfter: c.cert.NotAfter.UnixMilli(), Hash: identity.CertificateHash(c.cert),
+	}
+	if len(c.cert.URIs) == 1 {
+		st.SpiffeId = c.cert.URIs[0].String()
+	}
+	return st
+}
+
+// addPolicyFacts lists registrations that are open to every node, workloads
+// that no ALLOW policy covers, and documents that are ignored for another.
+func (s *Server) addPolicyFacts(out *wire.ServerStatusResponse, snap *snapshot) {
+	settings := s.documents.parser.settings
+	var regs []identity.Registration
+	var policies []document.Document
+	docs := map[document.Key]document.Document{}
+	for k, h := range snap.docs {
+		switch k.Kind {
+		case document.Registration:
+			regs = append(regs, h.registration)
+			if len(h.registration.Node) == 0 {
+				out.OpenRegistrations = append(out.OpenRegistrations, h.registration.Path())
+			}
+		case document.PeerAuthentication:
+			docs[k] = h.doc
+		case document.AuthorizationPolicy:
+			policies = append(policies, h.doc)
+		}
+	}
+	if _, aps, err := policy.Load(policies, settings); err == nil && len(regs)*max(1, len(aps)) <= maxCoverage {
+		for _, r := range regs {
+			set := policy.Compile(settings, policy.Workload{Namespace: r.Namespace, Labels: r.Labels}, nil, aps, 0)
+			if !set.HasAllow() {
+				out.WorkloadsWithoutAllow = append(out.WorkloadsWithoutAllow, r.Path())
+			}
+		}
+	}
+	for loser, winner := range conflicts(docs, settings) {
+		out.Conflicts = append(out.Conflicts, loser.String()+" is ignored for "+winner.String())
+	}
+	for _, list := range []*[]string{&out.OpenRegistrations, &out.WorkloadsWithoutAllow, &out.Conflicts} {
+		slices.SortFunc(*list, cmp.Compare[string])
+	}
+}

@@ -1,0 +1,317 @@
+// This file holds Sync, the one stream of a node: deltas and results down,
+// acknowledgements, requests and records up.
+
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"maps"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/identity/wire"
+)
+
+const (
+	// issuesAtOnce bounds the batches of one node that are worked on at a
+	// time.
+	issuesAtOnce = 4
+	// recordsAtOnce bounds the record batches of one node that wait.
+	recordsAtOnce = 64
+	// helloTimeout bounds the wait for a stream's first frame.
+	helloTimeout = 10 * time.Second
+)
+
+type syncStream = grpc.BidiStreamingServer[wire.NodeFrame, wire.ServerFrame]
+
+// Sync serves a node's stream until either side ends it.
+func (s nodeService) Sync(stream syncStream) error {
+	now := time.Now()
+	attested, key, err := s.authenticate(stream.Context(), now)
+	if err != nil {
+		return err
+	}
+	hello, err := firstFrame(stream)
+	if err != nil {
+		return err
+	}
+	sess := newSession(attested, key, hello, s.cfg.RootNamespace)
+	if skew := sess.seen(now, hello.GetClock()); skew.Abs() > maxSkew {
+		s.log.Warn("clock of a node differs", slog.String("node", attested.Name()), slog.Duration("skew", skew))
+	}
+	if err := s.enter(sess); err != nil {
+		return err
+	}
+	defer s.sessions.remove(sess)
+	return s.serve(stream, sess, hello)
+}
+
+// firstFrame waits for the Hello, but not for ever.
+func firstFrame(stream syncStream) (*wire.Hello, error) {
+	type first struct {
+		frame *wire.NodeFrame
+		err   error
+	}
+	got := make(chan first, 1)
+	go func() { // ends with the stream, whose context the handler's return cancels
+		f, err := stream.Recv()
+		got <- first{f, err}
+	}()
+	timer := time.NewTimer(helloTimeout)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil, status.Error(codes.DeadlineExceeded, "no hello came")
+	case f := <-got:
+		if f.err != nil {
+			return nil, f.err
+		}
+		if f.frame.GetHello() == nil {
+			return nil, status.Error(codes.InvalidArgument, "the first frame is not a hello")
+		}
+		return f.frame.GetHello(), nil
+	}
+}
+
+// enter makes sess the node's session. A second stream of one node takes the
+// place of the first and is recorded.
+func (s *Server) enter(sess *session) error {
+	if old := s.sessions.add(sess); old != nil {
+		s.refusals.note(AuthorityLog, sess.node.Name(), audit.Event{Time: time.Now(), Kind: audit.KindSession, Verdict: audit.VerdictDone,
+			Reason: "replaced", Node: sess.node.ID().String(), Detail: "a second stream took the place of the first"})
+		old.close(&wire.Goodbye{Reason: "another stream of this node took this one's place"})
+	}
+	// An eviction between the check and the entry must not be missed.
+	if node, ok := s.nodes.get(sess.node.Name()); !ok || node.Evicted {
+		s.sessions.remove(sess)
+		return status.Error(codes.PermissionDenied, "the node is evicted")
+	}
+	return nil
+}
+
+// serve sends until the session ends; a second goroutine receives, and ends
+// with the stream.
+func (s *Server) serve(stream syncStream, sess *session, hello *wire.Hello) error {
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	now := s.documents.now.Load()
+	held := hello.GetHeld()
+	err := stream.Send(&wire.ServerFrame{Frame: &wire.ServerFrame_Welcome{Welcome: &wire.Welcome{
+		Settings: &wire.Settings{TrustDomain: s.cfg.TrustDomain.String(), RootNamespace: s.cfg.RootNamespace, DefaultDeny: s.cfg.DefaultDeny},
+		Position: &wire.Position{Epoch: now.position.Epoch, Revision: now.position.Revision},
+		Clock:    time.Now().UnixMilli(), ServerId: s.Credentials().SVID.ID.String(),
+		Resync:     held.GetEpoch() != now.position.Epoch || held.GetRevision() > now.position.Revision,
+		Attributes: wire.FromAttributes(sess.node.Attributes()),
+	}}})
+	if err != nil {
+		return err
+	}
+	go s.receive(ctx, cancel, stream, sess)
+	sent := map[string][]byte{}
+	for {
+		if err := s.push(stream, sess, sent); err != nil {
+			return err
+		}
+		select {
+		case <-sess.wake:
+		case f := <-sess.out:
+			if err := stream.Send(f); err != nil {
+				return err
+			}
+		case g := <-sess.end:
+			return farewell(stream, g)
+		case <-ctx.Done():
+			return ending(context.Cause(ctx))
+		}
+	}
+}
+
+func farewell(stream syncStream, g *wire.Goodbye) error {
+	if err := stream.Send(&wire.ServerFrame{Frame: &wire.ServerFrame_Goodbye{Goodbye: g}}); err != nil {
+		return err
+	}
+	if g.GetEvicted() {
+		return status.Error(codes.PermissionDenied, g.GetReason())
+	}
+	return status.Error(codes.Unavailable, g.GetReason())
+}
+
+func ending(cause error) error {
+	if errors.Is(cause, io.EOF) {
+		return nil
+	}
+	return cause
+}
+
+// push sends what the node lacks: deltas, then new checkpoints.
+func (s *Server) push(stream syncStream, sess *session, sent map[string][]byte) error {
+	for _, d := range sess.view.advance(s.documents.now.Load(), wire.FromBundle(s.trust.Load().bundle)) {
+		if err := stream.Send(&wire.ServerFrame{Frame: &wire.ServerFrame_Delta{Delta: d}}); err != nil {
+			return err
+		}
+	}
+	current := s.checkpoints.Load()
+	if current == nil {
+		return nil
+	}
+	var fresh []*wire.Checkpoint
+	for _, c := range *current {
+		if !bytes.Equal(sent[c.GetLog()], c.GetNote()) {
+			sent[c.GetLog()] = c.GetNote()
+			fresh = append(fresh, c)
+		}
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	return stream.Send(&wire.ServerFrame{Frame: &wire.ServerFrame_Checkpoints{Checkpoints: &wire.Checkpoints{Checkpoints: fresh}}})
+}
+
+// receive takes the node's frames until the stream ends, and ends the session
+// with it.
+func (s *Server) receive(ctx context.Context, cancel context.CancelCauseFunc, stream syncStream, sess *session) {
+	issues := make(chan struct{}, issuesAtOnce)
+	records := make(chan *wire.RecordBatch, recordsAtOnce)
+	go s.takeRecords(ctx, sess, records)
+	err := func() (err error) {
+		defer s.guard("Sync", &err)
+		for {
+			f, err := stream.Recv()
+			if err != nil {
+				return err
+			}
+			if err := s.take(ctx, sess, f, issues, records); err != nil {
+				return err
+			}
+		}
+	}()
+	cancel(err)
+}
+
+// take handles one frame.
+func (s *Server) take(ctx context.Context, sess *session, f *wire.NodeFrame, issues chan struct{}, records chan *wire.RecordBatch) error {
+	now := time.Now()
+	switch frame := f.GetFrame().(type) {
+	case *wire.NodeFrame_Ack:
+		sess.ack(frame.Ack.GetPosition())
+		sess.seen(now, frame.Ack.GetClock())
+		return nil
+	case *wire.NodeFrame_Issue:
+		sess.seen(now, 0)
+		select {
+		case issues <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		go func() { // bounded by issues; ends with its batch
+			defer func() { <-issues }()
+			s.answer(ctx, sess, frame.Issue)
+		}()
+		return nil
+	case *wire.NodeFrame_Records:
+		sess.seen(now, 0)
+		select {
+		case records <- frame.Records:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		return nil
+	case *wire.NodeFrame_Hello:
+		return status.Error(codes.InvalidArgument, "a second hello")
+	}
+	return status.Error(codes.InvalidArgument, "a frame of an unknown kind")
+}
+
+// answer issues a batch and hands the results to the sender.
+func (s *Server) answer(ctx context.Context, sess *session, batch *wire.IssueBatch) {
+	var err error
+	defer s.guard("Sync", &err)
+	results := s.issueBatch(ctx, sess, batch)
+	select {
+	case sess.out <- &wire.ServerFrame{Frame: &wire.ServerFrame_Issued{Issued: results}}:
+	case <-ctx.Done():
+	}
+}
+
+// pumpCheckpoints publishes the logs' newest checkpoints, at most once a
+// second, and wakes the sessions, until ctx ends.
+func (s *Server) pumpCheckpoints(ctx context.Context) error {
+	grown := make(chan struct{}, 1)
+	for _, log := range s.logs() {
+		go func() { // ends with ctx
+			for size := log.Size(); log.Wait(ctx, size) == nil; size = log.Size() {
+				select {
+				case grown <- struct{}{}:
+				default:
+				}
+				if !pause(ctx, time.Second) {
+					return
+				}
+			}
+		}()
+	}
+	for {
+		behind := s.publishCheckpoints()
+		if behind {
+			if !pause(ctx, time.Second) {
+				return ctx.Err()
+			}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-grown:
+		}
+	}
+}
+
+// publishCheckpoints offers the newest checkpoints to the sessions and reports
+// whether a log has entries that its checkpoint does not cover yet.
+func (s *Server) publishCheckpoints() (behind bool) {
+	var list []*wire.Checkpoint
+	logs := s.logs()
+	for _, name := range []string{AuthorityLog, ConnectionsLog} {
+		log := logs[name]
+		st := log.Stats()
+		behind = behind || st.CheckpointSize < log.Size()
+		if note := log.Checkpoint(); len(note) > 0 {
+			list = append(list, &wire.Checkpoint{Log: log.Origin(), Note: note, VerifierKey: log.VerifierKey()})
+		}
+	}
+	old := s.checkpoints.Load()
+	same := old != nil && maps.Equal(notes(*old), notes(list))
+	if !same {
+		s.checkpoints.Store(&list)
+		s.sessions.notifyAll()
+	}
+	return behind
+}
+
+func notes(list []*wire.Checkpoint) map[string]string {
+	m := map[string]string{}
+	for _, c := range list {
+		m[c.GetLog()] = string(c.GetNote())
+	}
+	return m
+}
+
+// pause waits for d, or returns false when ctx ends first.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

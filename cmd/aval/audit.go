@@ -1,0 +1,322 @@
+// This file holds the verbs that read the record: tail, show, export, schema.
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/identity/document"
+	"github.com/aval-id/aval/identity/wire"
+	"github.com/spf13/cobra"
+)
+
+// The logs of a server, as commands name them.
+const (
+	logAuthority   = "authority"
+	logConnections = "connections"
+)
+
+func (c *cli) auditCommand() *cobra.Command {
+	return group("audit", "The record: what was issued, who spoke to whom",
+		c.auditTailCommand(), c.auditShowCommand(), c.auditVerifyCommand(), c.auditExportCommand(), c.auditSchemaCommand())
+}
+
+// entryFilter is what the flags of tail and export say.
+type entryFilter struct {
+	log          string
+	kinds        []string
+	since, until string
+	dataDir      string
+}
+
+func (f *entryFilter) flags(cmd *cobra.Command) {
+	cmd.Flags().Var(&choice{&f.log, []string{"", logAuthority, logConnections}}, "log", "authority or connections (default: both)")
+	cmd.Flags().StringSliceVar(&f.kinds, "kind", nil, "only these kinds, such as issuance; may be repeated")
+	cmd.Flags().StringVar(&f.since, "since", "", "not before: a duration back from now such as 24h, or a time (RFC 3339)")
+	cmd.Flags().StringVar(&f.until, "until", "", "before: a duration back from now, or a time (RFC 3339)")
+	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(kindNames(), cobra.ShellCompDirectiveNoFileComp))
+}
+
+func kindNames() []string {
+	var names []string
+	for _, k := range audit.Kinds() {
+		names = append(names, string(k))
+	}
+	return names
+}
+
+// filter checks the flags.
+func (f *entryFilter) filter(now time.Time) (audit.Filter, error) {
+	var out audit.Filter
+	var err error
+	for _, name := range f.kinds {
+		if !slices.Contains(audit.Kinds(), audit.Kind(name)) {
+			if near := document.Nearest(name, kindNames()); near != "" {
+				return out, usage(fmt.Errorf("kind %q is not known; did you mean %s?", name, near))
+			}
+			return out, usage(fmt.Errorf("kind %q is not known; there are %s", name, strings.Join(kindNames(), ", ")))
+		}
+		out.Kinds = append(out.Kinds, audit.Kind(name))
+	}
+	if out.Since, err = moment(f.since, now); err != nil {
+		return out, usage(fmt.Errorf("--since: %w", err))
+	}
+	if out.Until, err = moment(f.until, now); err != nil {
+		return out, usage(fmt.Errorf("--until: %w", err))
+	}
+	return out, nil
+}
+
+// moment reads a time, or a duration back from now. Empty is no time.
+func moment(text string, now time.Time) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
+			return now.Add(-time.Duration(n) * 24 * time.Hour), nil
+		}
+	}
+	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
+		return now.Add(-d), nil
+	}
+	t, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%q is neither a duration such as 24h nor a time such as 2026-01-02T15:04:05Z", text)
+	}
+	return t, nil
+}
+
+func (f *entryFilter) request(filter audit.Filter) *wire.EntriesRequest {
+	req := &wire.EntriesRequest{Log: f.log, Kinds: f.kinds}
+	if !filter.Since.IsZero() {
+		req.Since = filter.Since.UnixMilli()
+	}
+	if !filter.Until.IsZero() {
+		req.Until = filter.Until.UnixMilli()
+	}
+	return req
+}
+
+// stream calls fn with each entry of the server's answer.
+func stream(ctx context.Context, admin wire.AdminClient, req *wire.EntriesRequest, fn func(log string, entry []byte) error) error {
+	s, err := admin.Entries(ctx, req)
+	if err != nil {
+		return called("read the record", err)
+	}
+	for {
+		resp, err := s.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			if ctx.Err() != nil && req.GetFollow() {
+				return nil // the person has seen enough
+			}
+			return called("read the record", err)
+		}
+		for _, entry := range resp.GetEntries() {
+			if err := fn(resp.GetLog(), entry); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (c *cli) auditTailCommand() *cobra.Command {
+	var f entryFilter
+	var follow bool
+	var last int64
+	cmd := &cobra.Command{
+		Use: "tail", Short: "Show the newest entries", Args: cobra.NoArgs,
+		Example: `  aval audit tail
+  aval audit tail -f --kind connection
+  aval audit tail -n 100 --log authority -o jsonl`,
+	}
+	f.flags(cmd)
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on as entries come")
+	cmd.Flags().Int64VarP(&last, "last", "n", 10, "how many entries of each log to begin with")
+	c.adminFlag(cmd)
+	c.outputFlag(cmd, formTable, formJSONL)
+	cmd.RunE = act(func(ctx context.Context, _ []string) error {
+		filter, err := f.filter(time.Now())
+		if err != nil {
+			return err
+		}
+		if last < 0 {
+			return usage(fmt.Errorf("--last %d is negative", last))
+		}
+		req := f.request(filter)
+		req.Follow, req.Last = follow, last
+		return c.admin(ctx, func(admin wire.AdminClient) error {
+			return stream(ctx, admin, req, func(log string, entry []byte) error {
+				if c.output == formJSONL {
+					_, err := fmt.Fprintf(c.out, "%s\n", entry)
+					return err
+				}
+				return c.printEntryLine(log, entry)
+			})
+		})
+	})
+	return cmd
+}
+
+// printEntryLine prints one entry on one line for a person.
+func (c *cli) printEntryLine(log string, raw []byte) error {
+	var e audit.Entry
+	if err := json.Unmarshal(raw, &e); err != nil {
+		return fmt.Errorf("entry of %s: %w", log, err)
+	}
+	verdict := string(e.Verdict)
+	switch e.Verdict {
+	case audit.VerdictAllowed, audit.VerdictDone:
+		verdict = c.paint(green, verdict)
+	case audit.VerdictDenied, audit.VerdictFailed:
+		verdict = c.paint(red, verdict)
+	}
+	parts := []string{e.Time.Local().Format("15:04:05.000"), fmt.Sprintf("%s/%d", log, e.Index), string(e.Kind), verdict}
+	if e.ClientID != "" || e.ServerID != "" {
+		parts = append(parts, orDash(e.ClientID)+" -> "+orDash(e.ServerID))
+	}
+	for _, pair := range [][2]string{
+		{"", e.SPIFFEID}, {"", e.Document}, {"reason", e.Reason}, {"policy", e.Policy}, {"mode", e.Mode},
+		{"serial", e.Serial}, {"node", e.Node}, {"actor", e.Actor}, {"", e.Detail},
+	} {
+		switch {
+		case pair[1] == "":
+		case pair[0] == "":
+			parts = append(parts, pair[1])
+		default:
+			parts = append(parts, pair[0]+"="+pair[1])
+		}
+	}
+	if e.Count > 1 {
+		parts = append(parts, fmt.Sprintf("count=%d", e.Count))
+	}
+	if e.Lost > 0 {
+		parts = append(parts, fmt.Sprintf("lost=%d", e.Lost))
+	}
+	_, err := fmt.Fprintln(c.out, strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), "  "))
+	return err
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "?"
+	}
+	return s
+}
+
+func (c *cli) auditShowCommand() *cobra.Command {
+	log := ""
+	cmd := &cobra.Command{
+		Use: "show INDEX", Short: "Show one entry", Args: cobra.ExactArgs(1),
+		Example: `  aval audit show 42
+  aval audit show 7 --log connections -o json`,
+	}
+	cmd.Flags().Var(&choice{&log, []string{logAuthority, logConnections}}, "log", "authority or connections")
+	c.adminFlag(cmd)
+	c.outputFlag(cmd, formYAML, formJSON, formTable)
+	cmd.RunE = act(func(ctx context.Context, args []string) error {
+		index, err := strconv.ParseInt(args[0], 10, 64)
+		if err != nil || index < 0 {
+			return usage(fmt.Errorf("audit show: %q is not an index", args[0]))
+		}
+		if log == "" {
+			log = logAuthority
+		}
+		req := &wire.EntriesRequest{Log: log, Index: index, SetIndex: true}
+		return c.admin(ctx, func(admin wire.AdminClient) error { return c.showEntry(ctx, admin, req) })
+	})
+	return cmd
+}
+
+func (c *cli) showEntry(ctx context.Context, admin wire.AdminClient, req *wire.EntriesRequest) error {
+	found := false
+	err := stream(ctx, admin, req, func(log string, entry []byte) error {
+		found = true
+		switch c.output {
+		case formTable:
+			return c.printEntryLine(log, entry)
+		case formJSON:
+			return printJSON(c.out, json.RawMessage(entry))
+		}
+		return printYAML(c.out, json.RawMessage(entry))
+	})
+	if err == nil && !found {
+		return hinted(fmt.Errorf("audit show: the %s log has no entry %d", req.GetLog(), req.GetIndex()), exitNegative,
+			"aval audit tail shows the newest")
+	}
+	return err
+}
+
+func (c *cli) auditExportCommand() *cobra.Command {
+	var f entryFilter
+	cmd := &cobra.Command{
+		Use: "export", Short: "Write entries as JSON lines", Args: cobra.NoArgs,
+		Long: `Export writes entries as JSON objects, one a line, in the form that
+"aval audit schema" prints. It reads from the server, or with --data-dir from
+the server's data directory or a copy, without the server.`,
+		Example: `  aval audit export -o jsonl --since 24h --kind issuance
+  aval audit export --log connections --since 2026-01-02T15:04:05Z > connections.jsonl
+  aval audit export --data-dir /backup/aval`,
+	}
+	f.flags(cmd)
+	cmd.Flags().StringVar(&f.dataDir, "data-dir", "", "read this data directory instead of asking the server")
+	c.adminFlag(cmd)
+	c.outputFlag(cmd, formJSONL)
+	cmd.MarkFlagsMutuallyExclusive("data-dir", "admin-socket")
+	cmd.RunE = act(func(ctx context.Context, _ []string) error {
+		filter, err := f.filter(time.Now())
+		if err != nil {
+			return err
+		}
+		if f.dataDir != "" {
+			return c.exportOffline(f, filter)
+		}
+		return c.admin(ctx, func(admin wire.AdminClient) error {
+			out := bufio.NewWriterSize(c.out, 64<<10)
+			err := stream(ctx, admin, f.request(filter), func(_ string, entry []byte) error {
+				if _, err := out.Write(entry); err != nil {
+					return err
+				}
+				return out.WriteByte('\n')
+			})
+			return errors.Join(err, out.Flush())
+		})
+	})
+	return cmd
+}
+
+func (c *cli) exportOffline(f entryFilter, filter audit.Filter) error {
+	for _, log := range []string{logAuthority, logConnections} {
+		if f.log != "" && f.log != log {
+			continue
+		}
+		if _, err := audit.ExportJSONL(c.out, audit.EntriesIn(logDir(f.dataDir, log), 0), filter); err != nil {
+			return fmt.Errorf("%s log: %w", log, err)
+		}
+	}
+	return nil
+}
+
+func (c *cli) auditSchemaCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "schema", Short: "Print the JSON Schema of an entry", Args: cobra.NoArgs,
+		Example: "  aval audit schema > audit.schema.json",
+		RunE: act(func(context.Context, []string) error {
+			_, err := c.out.Write(audit.Schema())
+			return err
+		}),
+	}
+}

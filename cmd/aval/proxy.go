@@ -1,0 +1,66 @@
+// This file holds the proxy command.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/aval-id/aval/proxy"
+	"github.com/spf13/cobra"
+)
+
+func (c *cli) proxyCommand() *cobra.Command {
+	o := defaultOperation
+	path := c.lookup("AVAL_PROXY_CONFIG")
+	cmd := &cobra.Command{
+		Use: "proxy --config FILE", Short: "Run a workload's proxy: mTLS in front of any TCP protocol", Args: cobra.NoArgs,
+		Long: `Proxy takes identity and policy from the agent's socket and puts mTLS in front
+of a workload. The file is strict YAML:
+
+  agent: unix:///run/aval/agent/workload.sock
+  identity: spiffe://example.org/ns/shop/sa/api   # only where it has several
+  inbound:
+    - {listen: 0.0.0.0:8443, forward: 127.0.0.1:8080, port: 8080, protocol: auto}   # auto, tls or server-first
+  outbound:
+    - {listen: 127.0.0.1:9001, dial: 10.0.0.7:8443, id: spiffe://example.org/ns/shop/sa/api}
+
+It opens its ports once it holds a complete snapshot of bundle and policies.
+SIGTERM drains: open connections may end by themselves for limits.drain (30s).`,
+		Example: "  aval proxy --config /etc/aval/proxy-api.yaml\n  aval proxy --config api.yaml --http-listen 127.0.0.1:8081",
+	}
+	cmd.Flags().StringVar(&path, "config", path, "the proxy's file (env AVAL_PROXY_CONFIG)")
+	cmd.Flags().StringVar(&o.HTTPListen, "http-listen", "", "host:port for /livez, /readyz and /metrics; none unless set")
+	cmd.Flags().StringVar(&o.LogFormat, "log-format", o.LogFormat, "text or json, on the standard error")
+	cmd.Flags().StringVar(&o.LogLevel, "log-level", o.LogLevel, "debug, info, warn or error")
+	cmd.RunE = act(func(ctx context.Context, _ []string) error {
+		if path == "" {
+			return usage(errors.New("proxy: --config is missing"))
+		}
+		return c.runProxy(ctx, path, o)
+	})
+	return cmd
+}
+
+func (c *cli) runProxy(ctx context.Context, path string, o operation) error {
+	log, err := c.logger(o)
+	if err != nil {
+		return err
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return usage(fmt.Errorf("proxy: configuration: %w", err))
+	}
+	cfg, err := proxy.ParseConfig(path, data)
+	if err != nil {
+		return usage(fmt.Errorf("proxy: configuration: %w", err))
+	}
+	cfg.Logger = log
+	p, err := proxy.New(cfg)
+	if err != nil {
+		return usage(err)
+	}
+	return c.serve(ctx, p, o, log)
+}

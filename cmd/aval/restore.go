@@ -1,0 +1,57 @@
+// This file holds restore: a backup put in place of a stopped server's store.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/aval-id/aval/ca/server"
+	"github.com/spf13/cobra"
+)
+
+func (c *cli) restoreCommand() *cobra.Command {
+	var dataDir, input string
+	var force bool
+	cmd := &cobra.Command{
+		Use: "restore --data-dir DIR --input FILE", Short: "Put a backup in place of a stopped server's store", Args: cobra.NoArgs,
+		Long: `Restore checks a backup and puts it in place of the store of a server that is
+stopped. The restored store begins a new epoch, so that every agent takes a
+full new snapshot. An existing store is replaced with --force alone.`,
+		Example: "  aval restore --data-dir /var/lib/aval/server --input aval.backup --force",
+	}
+	cmd.Flags().StringVar(&dataDir, "data-dir", "", "the server's data directory")
+	cmd.Flags().StringVar(&input, "input", "", "the backup")
+	cmd.Flags().BoolVar(&force, "force", false, "replace an existing store")
+	_ = cmd.MarkFlagRequired("data-dir")
+	_ = cmd.MarkFlagRequired("input")
+	cmd.RunE = act(func(_ context.Context, _ []string) error {
+		if dataDir == "" || input == "" {
+			return usage(errors.New("restore: --data-dir and --input are both needed"))
+		}
+		return c.restore(dataDir, input, force)
+	})
+	return cmd
+}
+
+// storeFile is where a server keeps its store in its data directory.
+const storeFile = "store.db"
+
+func (c *cli) restore(dataDir, input string, force bool) error {
+	if path := filepath.Join(dataDir, storeFile); !force && exists(path) {
+		return hinted(fmt.Errorf("restore: %s is there already", path), exitNegative, "--force replaces it")
+	}
+	r, err := server.Restore(input, dataDir)
+	if errors.Is(err, server.ErrLocked) {
+		return hinted(err, exitNegative, "stop the server of %s first", dataDir)
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(c.out, "restored the backup of %s (epoch %d, revision %d) as epoch %d; start the server\n",
+		r.Taken.Format(time.RFC3339), r.From.Epoch, r.From.Revision, r.To.Epoch)
+	return nil
+}

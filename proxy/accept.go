@@ -1,0 +1,94 @@
+// This file holds the accept loop, the connection limit, and the life of a
+// link from accept to finish.
+
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/rotation"
+)
+
+// accept serves one listener until it is closed. ctx ends accepting, lasting
+// ends what was accepted.
+func (p *Proxy) accept(ctx, lasting context.Context, port port) {
+	for attempt := 0; ; {
+		c, err := port.listener.AcceptTCP()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			// Out of descriptors, most likely: others must close first.
+			p.log.Error("accept", "address", port.listener.Addr().String(), "error", err)
+			if !pause(ctx, rotation.Backoff(attempt, 5*time.Millisecond, time.Second)) {
+				return
+			}
+			attempt++
+			continue
+		}
+		attempt = 0
+		if p.open.Add(1) > int64(p.cfg.Limits.MaxConnections) {
+			p.open.Add(-1)
+			p.turnAway(c, port.direction)
+			continue
+		}
+		near, err := newRaw(c, nil)
+		if err != nil {
+			p.open.Add(-1)
+			c.Close()
+			continue
+		}
+		l := &link{near: near}
+		p.table.add(l)
+		p.conns.Add(1)
+		// The handshake has a goroutine of its own: its stack grows to 16 KiB
+		// and more, and is given back with it.
+		go func() {
+			if !port.serve(lasting, l) {
+				p.finish(l)
+			}
+		}()
+	}
+}
+
+// turnAway refuses a connection over the limit at once and cheaply.
+func (p *Proxy) turnAway(c *net.TCPConn, direction string) {
+	source := addrOf(c.RemoteAddr())
+	e := p.event(time.Now(), direction, audit.VerdictDenied, audit.ReasonLimit)
+	e.Source, e.Destination = source.String(), c.LocalAddr().String()
+	c.SetLinger(0)
+	c.Close()
+	p.record(e, source)
+}
+
+// finish ends a link for good.
+func (p *Proxy) finish(l *link) {
+	l.close(false)
+	p.table.remove(l)
+	p.open.Add(-1)
+	p.conns.Done()
+}
+
+// forward starts both directions and returns. The last to end finishes the
+// link.
+func (p *Proxy) forward(l *link, near, far half) {
+	left := new(atomic.Int32)
+	left.Store(2)
+	go p.direction(l, far, near, left)
+	go p.direction(l, near, far, left)
+}
+
+func (p *Proxy) direction(l *link, to, from half, left *atomic.Int32) {
+	if err := pump(to, from); err != nil {
+		// A reset on one side becomes a reset on the other.
+		l.close(isReset(err))
+	}
+	if left.Add(-1) == 0 {
+		p.finish(l)
+	}
+}

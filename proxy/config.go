@@ -1,0 +1,257 @@
+// This file holds Config, its parser, its defaults and its checks.
+
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/aval-id/aval/identity"
+	"github.com/aval-id/aval/identity/document"
+)
+
+// The documented defaults of Limits.
+const (
+	DefaultMaxConnections   = 10_000
+	DefaultHandshakeTimeout = 10 * time.Second
+	DefaultServerFirstWait  = 100 * time.Millisecond
+	DefaultDialTimeout      = 10 * time.Second
+	DefaultDrain            = 30 * time.Second
+	DefaultMaxRecords       = 10_000
+)
+
+// Protocol says who speaks first on an inbound port.
+type Protocol string
+
+// The protocols of an inbound listener.
+const (
+	// ProtocolAuto looks at the client's first bytes and waits for them up
+	// to the handshake deadline.
+	ProtocolAuto Protocol = "auto"
+	// ProtocolTLS takes nothing but a ClientHello, whatever the mode allows.
+	ProtocolTLS Protocol = "tls"
+	// ProtocolServerFirst waits ServerFirstWait for the client and then lets
+	// whoever speaks first decide.
+	ProtocolServerFirst Protocol = "server-first"
+)
+
+// Config is everything a Proxy needs to know.
+type Config struct {
+	// Agent is the agent's socket: unix:///PATH, or the path alone.
+	Agent string
+	// Identity picks one of the process's identities; zero takes the only one.
+	Identity identity.ID
+	// Inbound and Outbound are the listeners; at least one of either.
+	Inbound  []Inbound
+	Outbound []Outbound
+	// Limits bound what connections can cost.
+	Limits Limits
+	// Logger receives what operators need to know; nil discards it.
+	Logger *slog.Logger
+}
+
+// Inbound is a listener in front of the workload: mutual TLS or, where the
+// mode permits, plaintext comes in, plaintext goes to Forward.
+type Inbound struct {
+	Listen   string   `json:"listen"`   // host:port
+	Forward  string   `json:"forward"`  // host:port of the application
+	Port     uint16   `json:"port"`     // what policies match; zero means Forward's port
+	Protocol Protocol `json:"protocol"` // empty means ProtocolAuto
+	// ALPN lists the protocols the application speaks, such as h2. Empty
+	// means that none is negotiated.
+	ALPN []string `json:"alpn"`
+}
+
+// Outbound is a listener for the workload's own calls: plaintext comes in
+// locally, mutual TLS goes to Dial.
+type Outbound struct {
+	Listen string      `json:"listen"` // host:port
+	Dial   string      `json:"dial"`   // host:port of the other side
+	ID     identity.ID `json:"id"`     // the SPIFFE ID that the other side must prove
+	// ServerName is sent as SNI where it is set. It plays no part in
+	// verification.
+	ServerName string `json:"serverName"`
+	// ALPN lists the protocols to offer. Empty offers none.
+	ALPN []string `json:"alpn"`
+}
+
+// Limits bound what connections can cost. Zero means the default.
+type Limits struct {
+	// MaxConnections bounds open connections of all listeners together.
+	MaxConnections int `json:"maxConnections"`
+	// HandshakeTimeout bounds the time from accept to an authenticated peer,
+	// first bytes included.
+	HandshakeTimeout time.Duration `json:"handshakeTimeout"`
+	// ServerFirstWait is how long a server-first port waits for a client
+	// before it dials the application.
+	ServerFirstWait time.Duration `json:"serverFirstWait"`
+	// DialTimeout bounds a connection attempt to the application or upstream.
+	DialTimeout time.Duration `json:"dialTimeout"`
+	// Drain bounds how long Run waits for open connections at its end.
+	Drain time.Duration `json:"drain"`
+	// MaxRecords bounds the records that wait for the agent. The oldest are
+	// dropped, and counted.
+	MaxRecords int `json:"maxRecords"`
+}
+
+// configFile is the YAML form of Config.
+type configFile struct {
+	Agent    string      `json:"agent"`
+	Identity identity.ID `json:"identity"`
+	Inbound  []Inbound   `json:"inbound"`
+	Outbound []Outbound  `json:"outbound"`
+	Limits   Limits      `json:"limits"`
+}
+
+// ParseConfig decodes a configuration file strictly: unknown fields are
+// refused with their line. The file name is used in errors only.
+func ParseConfig(file string, data []byte) (Config, error) {
+	var f configFile
+	if err := document.Decode(file, data, &f); err != nil {
+		return Config{}, err
+	}
+	cfg := Config{Agent: f.Agent, Identity: f.Identity, Inbound: f.Inbound, Outbound: f.Outbound, Limits: f.Limits}
+	if _, err := cfg.withDefaults(); err != nil {
+		return Config{}, fmt.Errorf("%s: %w", file, err)
+	}
+	return cfg, nil
+}
+
+// withDefaults returns the config with every zero replaced by its default,
+// or what is wrong with it.
+func (c Config) withDefaults() (Config, error) {
+	if _, err := socketPath(c.Agent); err != nil {
+		return Config{}, err
+	}
+	if !c.Identity.IsZero() && c.Identity.Role() != identity.RoleWorkload {
+		return Config{}, fmt.Errorf("identity: %s is not a workload's", c.Identity)
+	}
+	if len(c.Inbound)+len(c.Outbound) == 0 {
+		return Config{}, errors.New("neither an inbound nor an outbound listener is given")
+	}
+	in := make([]Inbound, len(c.Inbound))
+	out := make([]Outbound, len(c.Outbound))
+	for i, l := range c.Inbound {
+		var err error
+		if in[i], err = l.withDefaults(); err != nil {
+			return Config{}, fmt.Errorf("inbound[%d]: %w", i, err)
+		}
+	}
+	for i, l := range c.Outbound {
+		if err := l.check(); err != nil {
+			return Config{}, fmt.Errorf("outbound[%d]: %w", i, err)
+		}
+		out[i] = l
+	}
+	c.Inbound, c.Outbound = in, out
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	limits, err := c.Limits.withDefaults()
+	c.Limits = limits
+	return c, err
+}
+
+func (l Inbound) withDefaults() (Inbound, error) {
+	if _, err := portOf("listen", l.Listen); err != nil {
+		return Inbound{}, err
+	}
+	port, err := portOf("forward", l.Forward)
+	if err != nil {
+		return Inbound{}, err
+	}
+	if port == 0 {
+		return Inbound{}, fmt.Errorf("forward: %q has no port to dial", l.Forward)
+	}
+	if l.Port == 0 {
+		l.Port = port
+	}
+	switch l.Protocol {
+	case "":
+		l.Protocol = ProtocolAuto
+	case ProtocolAuto, ProtocolTLS, ProtocolServerFirst:
+	default:
+		return Inbound{}, fmt.Errorf("protocol: %q is none of %s, %s, %s", l.Protocol, ProtocolAuto, ProtocolTLS, ProtocolServerFirst)
+	}
+	return l, nil
+}
+
+func (l Outbound) check() error {
+	if _, err := portOf("listen", l.Listen); err != nil {
+		return err
+	}
+	if port, err := portOf("dial", l.Dial); err != nil {
+		return err
+	} else if port == 0 {
+		return fmt.Errorf("dial: %q has no port to dial", l.Dial)
+	}
+	if l.ID.IsZero() {
+		return errors.New("id: the upstream's SPIFFE ID is missing; an upstream without one is never dialled")
+	}
+	if l.ID.Role() != identity.RoleWorkload {
+		return fmt.Errorf("id: %s is not a workload's", l.ID)
+	}
+	return nil
+}
+
+func (l Limits) withDefaults() (Limits, error) {
+	if l.MaxConnections < 0 || l.MaxRecords < 0 {
+		return Limits{}, errors.New("limits: a number is negative")
+	}
+	for _, d := range []time.Duration{l.HandshakeTimeout, l.ServerFirstWait, l.DialTimeout, l.Drain} {
+		if d < 0 {
+			return Limits{}, errors.New("limits: a duration is negative")
+		}
+	}
+	orDefault(&l.MaxConnections, DefaultMaxConnections)
+	orDefault(&l.HandshakeTimeout, DefaultHandshakeTimeout)
+	orDefault(&l.ServerFirstWait, DefaultServerFirstWait)
+	orDefault(&l.DialTimeout, DefaultDialTimeout)
+	orDefault(&l.Drain, DefaultDrain)
+	orDefault(&l.MaxRecords, DefaultMaxRecords)
+	return l, nil
+}
+
+func orDefault[T comparable](v *T, to T) {
+	var zero T
+	if *v == zero {
+		*v = to
+	}
+}
+
+// portOf checks host:port and returns the port.
+func portOf(field, address string) (uint16, error) {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %q is not host:port", field, address)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return 0, fmt.Errorf("%s: port %q is not a number from 0 to 65535", field, port)
+	}
+	return uint16(n), nil
+}
+
+// socketPath takes the path out of unix:///PATH, unix:PATH or PATH.
+func socketPath(agent string) (string, error) {
+	path := agent
+	if rest, ok := strings.CutPrefix(agent, "unix://"); ok {
+		path = rest
+	} else if rest, ok := strings.CutPrefix(agent, "unix:"); ok {
+		path = rest
+	}
+	if !strings.HasPrefix(path, "/") {
+		return "", fmt.Errorf("agent: %q is not unix:///PATH with an absolute path", agent)
+	}
+	return path, nil
+}
+
+// GCPercent is the garbage collector's target that a process which is a proxy
+// and nothing else does best with: connections are many and small, and what a
+// handshake leaves behind should not stay for long.
+const GCPercent = 50

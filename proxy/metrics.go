@@ -1,0 +1,67 @@
+// This file holds the proxy's metrics. No label is ever a SPIFFE ID.
+
+package proxy
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/aval-id/aval/rotation"
+)
+
+type metrics struct {
+	connections *prometheus.CounterVec
+	open        prometheus.GaugeFunc
+	handshake   prometheus.Histogram
+	lifetime    prometheus.GaugeFunc
+	snapshots   *prometheus.CounterVec
+	lost        prometheus.Counter
+	reported    prometheus.Counter
+}
+
+func newMetrics(p *Proxy) *metrics {
+	return &metrics{
+		connections: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "aval_proxy_connections_total",
+			Help: "Connections by how they were decided.",
+		}, []string{"direction", "transport", "verdict", "reason"}),
+		open: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "aval_proxy_connections_open",
+			Help: "Connections open now, those in their handshake included.",
+		}, func() float64 { return float64(p.open.Load()) }),
+		handshake: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "aval_proxy_handshake_seconds",
+			Help:    "Time of successful TLS handshakes, first byte to finished.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
+		}),
+		lifetime: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "aval_proxy_credential_lifetime_fraction",
+			Help: "Fraction of the SVID's lifetime that is left.",
+		}, func() float64 {
+			s := p.state.Load()
+			if s == nil {
+				return 0
+			}
+			return rotation.Remaining(s.creds.SVID.IssuedAt, s.end(), time.Now())
+		}),
+		snapshots: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "aval_proxy_snapshots_total",
+			Help: "Snapshots from the agent, taken or refused.",
+		}, []string{"result"}),
+		lost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "aval_proxy_lost_total",
+			Help: "Records dropped because the agent did not take them in time.",
+		}),
+		reported: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "aval_proxy_reported_total",
+			Help: "Records that the agent has taken.",
+		}),
+	}
+}
+
+// Collectors returns the proxy's metrics for registration.
+func (p *Proxy) Collectors() []prometheus.Collector {
+	m := p.metrics
+	return []prometheus.Collector{m.connections, m.open, m.handshake, m.lifetime, m.snapshots, m.lost, m.reported}
+}

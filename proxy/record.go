@@ -1,0 +1,106 @@
+// This file holds the making of records, and the table that turns a failure
+// into its reason.
+
+package proxy
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/identity/mtls"
+	"github.com/aval-id/aval/identity/policy"
+)
+
+// unproven marks an identity that was claimed by a certificate before the
+// peer had proven that it holds the key.
+const unproven = "possession not proven"
+
+// event starts a record of a connection.
+func (p *Proxy) event(now time.Time, direction string, verdict audit.Verdict, reason string) *audit.Event {
+	e := &audit.Event{Time: now, Kind: audit.KindConnection, Verdict: verdict, Reason: reason, Direction: direction}
+	if s := p.state.Load(); s != nil {
+		if direction == audit.DirectionInbound {
+			e.ServerID = s.id().String()
+		} else {
+			e.ClientID, e.ClientSerial = s.id().String(), s.serial()
+		}
+	}
+	return e
+}
+
+// record counts the record and queues it.
+func (p *Proxy) record(e *audit.Event, source netip.AddrPort) {
+	p.metrics.connections.WithLabelValues(e.Direction, e.Transport, string(e.Verdict), e.Reason).Inc()
+	p.reporter.add(e, source.Addr())
+}
+
+// decided adds how the policies came to their decision.
+func decided(e *audit.Event, d policy.Decision) {
+	if d.Mode != policy.Unset {
+		e.Mode, e.ModeSource = d.Mode.String(), d.ModeSource
+	}
+	e.Policy, e.Policies, e.Generation = d.Policy, d.Consulted, d.Generation
+	if d.Rule >= 0 {
+		rule := d.Rule
+		e.Rule = &rule
+	}
+}
+
+// negotiated adds what a completed handshake agreed on.
+func negotiated(e *audit.Event, cs tls.ConnectionState) {
+	e.Transport = audit.TransportMTLS
+	e.TLSVersion, e.Group = mtls.VersionName(cs.Version), mtls.GroupName(cs.CurveID)
+	e.ALPN, e.Resumed = cs.NegotiatedProtocol, cs.DidResume
+}
+
+// reasonOf names why a handshake failed.
+func reasonOf(err error) string {
+	var timeout net.Error
+	switch text := err.Error(); {
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return audit.ReasonHandshakeTimeout
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), isReset(err):
+		return audit.ReasonReset
+	case strings.Contains(text, "protocol version"), strings.Contains(text, "unsupported versions"):
+		return audit.ReasonTLSVersion
+	case strings.Contains(text, "application protocol"):
+		return audit.ReasonSNIOrALPN
+	}
+	if r, ok := errors.AsType[*mtls.Rejection](err); ok && slices.Contains(audit.Reasons(), r.Reason) {
+		return r.Reason
+	}
+	return audit.ReasonHandshakeFailed
+}
+
+// refusedByPeer reports whether err is an alert that the peer sent.
+func refusedByPeer(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error"
+}
+
+// brief shortens what a stranger may have written into an error or a name.
+func brief(s string) string {
+	const limit = 256
+	if len(s) > limit {
+		return s[:limit]
+	}
+	return s
+}
+
+// addrOf returns an address with IPv4 in IPv6 undone.
+func addrOf(a net.Addr) netip.AddrPort {
+	t, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := t.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}

@@ -1,0 +1,121 @@
+// This file holds the proxy's two streams to its agent: Watch, which brings
+// snapshots, and Report, which takes records. Both come back by themselves.
+
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/aval-id/aval/identity/policy"
+	"github.com/aval-id/aval/identity/wire"
+	"github.com/aval-id/aval/rotation"
+)
+
+// Reconnects to the agent, which is on the same machine, are tried quickly.
+const (
+	retryBase  = 50 * time.Millisecond
+	retryLimit = 2 * time.Second
+)
+
+// dialAgent makes the client of the agent's socket. The socket's peer is
+// trusted by its path, which only the agent's owner can replace; the agent
+// attests this process by its pid.
+func dialAgent(path string) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("unix:"+path,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(wire.MaxMessageBytes), grpc.WaitForReady(true)),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: retryBase, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryLimit},
+			MinConnectTimeout: 2 * time.Second,
+		}),
+		grpc.WithIdleTimeout(0),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("client of the agent at %s: %w", path, err)
+	}
+	return conn, nil
+}
+
+// watch keeps a Watch stream open until ctx ends, and swaps in each snapshot
+// that can be used.
+func (p *Proxy) watch(ctx context.Context, client wire.ProxyClient) error {
+	for attempt := 0; ; attempt++ {
+		got, err := p.watchOnce(ctx, client)
+		p.connected.Store(false)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if got {
+			attempt = 0
+		}
+		p.log.Warn("agent's stream ended", "error", err, "holds_snapshot", p.state.Load() != nil)
+		if !pause(ctx, rotation.Backoff(attempt, retryBase, retryLimit)) {
+			return ctx.Err()
+		}
+	}
+}
+
+// watchOnce serves one stream and reports whether anything came over it.
+func (p *Proxy) watchOnce(ctx context.Context, client wire.ProxyClient) (got bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := client.Watch(ctx, &wire.WatchRequest{
+		Identity:  p.cfg.Identity.String(),
+		Evaluator: policy.EvaluatorVersion,
+	})
+	if err != nil {
+		return false, err
+	}
+	for {
+		snap, err := stream.Recv()
+		if err != nil {
+			return got, err
+		}
+		got = true
+		p.connected.Store(true)
+		p.take(snap, time.Now())
+	}
+}
+
+// take swaps in the snapshot, or keeps what is in force where it cannot be
+// used, and applies changed policies to open connections.
+func (p *Proxy) take(snap *wire.Snapshot, now time.Time) {
+	prev := p.state.Load()
+	next, err := newState(snap, p.cfg.Identity, prev, now)
+	if err != nil {
+		p.log.Error("snapshot refused; the last complete one stays in force", "error", err)
+		p.metrics.snapshots.WithLabelValues("refused").Inc()
+		return
+	}
+	p.state.Store(next)
+	p.metrics.snapshots.WithLabelValues("taken").Inc()
+	changed := prev == nil || prev.set != next.set
+	if changed && next.unreadable != nil {
+		p.log.Error("a policy cannot be read, so everything it may cover is denied", "error", next.unreadable)
+	}
+	p.log.Info("snapshot taken", "spiffe_id", next.id().String(), "serial", next.serial(),
+		"not_after", next.end(), "generation", next.set.Generation(), "policies_changed", changed)
+	if prev == nil {
+		close(p.first)
+	} else if changed {
+		p.reconsider(next)
+	}
+}
+
+// pause waits and reports false where ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
