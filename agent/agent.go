@@ -80,7 +80,7 @@ func (a *Agent) build() error {
 	if err != nil {
 		return err
 	}
-	checkpoints, err := history.Open(filepath.Join(cfg.DataDir, checkpointsDir))
+	checkpoints, err := history.Open(filepath.Join(cfg.DataDir, checkpointsDir), cfg.Logger)
 	if err != nil {
 		return err
 	}

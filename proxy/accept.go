@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -48,12 +49,24 @@ func (p *Proxy) accept(ctx, lasting context.Context, port port) {
 		p.conns.Add(1)
 		// The handshake has a goroutine of its own: its stack grows to 16 KiB
 		// and more, and is given back with it.
-		go func() {
-			if !port.serve(lasting, l) {
-				p.finish(l)
-			}
-		}()
+		go p.begin(lasting, port, l)
 	}
+}
+
+// begin serves a link up to its verdict. What a stranger sends must not end
+// the process, so a panic on its way ends that connection alone.
+func (p *Proxy) begin(ctx context.Context, port port, l *link) {
+	forwarded := false
+	defer func() {
+		if fault := recover(); fault != nil {
+			p.metrics.panics.Inc()
+			p.log.Error("panic while serving a connection", "direction", port.direction, "panic", fault, "stack", string(debug.Stack()))
+		}
+		if !forwarded {
+			p.finish(l)
+		}
+	}()
+	forwarded = port.serve(ctx, l)
 }
 
 // turnAway refuses a connection over the limit at once and cheaply.

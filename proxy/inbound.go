@@ -296,9 +296,6 @@ func (v *visit) unreachable(err error, d policy.Decision, peer mtls.Peer, conn *
 func (v *visit) refuse(reason, detail string, d policy.Decision, far *raw) bool {
 	e := v.event(audit.VerdictDenied, reason, d)
 	e.Detail = detail
-	if a := v.opening.hello; a.SNI != "" {
-		e.SNI = brief(a.SNI)
-	}
 	v.p.record(e, v.source)
 	v.abandon(far)
 	v.l.close(true)

@@ -18,6 +18,7 @@ type metrics struct {
 	snapshots   *prometheus.CounterVec
 	lost        prometheus.Counter
 	reported    prometheus.Counter
+	panics      prometheus.Counter
 }
 
 func newMetrics(p *Proxy) *metrics {
@@ -57,11 +58,15 @@ func newMetrics(p *Proxy) *metrics {
 			Name: "aval_proxy_reported_total",
 			Help: "Records that the agent has taken.",
 		}),
+		panics: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "aval_proxy_panics_total",
+			Help: "Connections that ended in a panic. Any is a bug.",
+		}),
 	}
 }
 
 // Collectors returns the proxy's metrics for registration.
 func (p *Proxy) Collectors() []prometheus.Collector {
 	m := p.metrics
-	return []prometheus.Collector{m.connections, m.open, m.handshake, m.lifetime, m.snapshots, m.lost, m.reported}
+	return []prometheus.Collector{m.connections, m.open, m.handshake, m.lifetime, m.snapshots, m.lost, m.reported, m.panics}
 }

@@ -23,6 +23,10 @@ import (
 // peer had proven that it holds the key.
 const unproven = "possession not proven"
 
+// maxConsulted bounds the policies that a record names, so that it stays
+// below the log's limit. The one that decided is named apart.
+const maxConsulted = 200
+
 // event starts a record of a connection.
 func (p *Proxy) event(now time.Time, direction string, verdict audit.Verdict, reason string) *audit.Event {
 	e := &audit.Event{Time: now, Kind: audit.KindConnection, Verdict: verdict, Reason: reason, Direction: direction}
@@ -47,7 +51,7 @@ func decided(e *audit.Event, d policy.Decision) {
 	if d.Mode != policy.Unset {
 		e.Mode, e.ModeSource = d.Mode.String(), d.ModeSource
 	}
-	e.Policy, e.Policies, e.Generation = d.Policy, d.Consulted, d.Generation
+	e.Policy, e.Policies, e.Generation = d.Policy, d.Consulted[:min(len(d.Consulted), maxConsulted)], d.Generation
 	if d.Rule >= 0 {
 		rule := d.Rule
 		e.Rule = &rule

@@ -4,11 +4,13 @@
 package proxy
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -67,6 +69,7 @@ func TestStrictPortRefusesAndRecords(t *testing.T) {
 		})
 	}
 	t.Run("SlowLoris", func(t *testing.T) {
+		s.agent.change(func() { s.agent.events = nil })
 		c := mustDial(t, in)
 		c.Write([]byte{22, 3, 1})
 		if err := gone(c); err != nil {
@@ -172,7 +175,7 @@ func TestTwiceTheConnectionLimitLeaksNothing(t *testing.T) {
 	s.publish(t, "")
 	const limit = 100
 	p, in := s.inbound(t, echo(t), func(c *Config) { c.Limits.MaxConnections = limit })
-	before := openFiles(t)
+	before, heap := openFiles(t), heapInUse()
 	var conns []net.Conn
 	served, refused := 0, 0
 	var mu sync.Mutex
@@ -225,8 +228,77 @@ func TestTwiceTheConnectionLimitLeaksNothing(t *testing.T) {
 		after := openFiles(t)
 		return after["socket"] <= before["socket"]
 	})
+	conns = nil
+	eventually(t, "memory returns to the level before", func() bool { return heapInUse() <= heap+2<<20 })
 	if _, err := callTo(in, nil); err != nil {
 		t.Errorf("a call after the flood: %v", err)
+	}
+}
+
+// heapInUse returns the bytes of live objects.
+func heapInUse() uint64 {
+	runtime.GC()
+	runtime.GC() // the second empties the pools
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+func TestOutboundRefusesWhatIsNoMeshPeer(t *testing.T) {
+	s := newScene(t)
+	s.publish(t, "")
+	serve := func(config *tls.Config) string {
+		return app(t, func(c *net.TCPConn) {
+			tc := tls.Server(c, config)
+			io.Copy(tc, tc)
+		})
+	}
+	old := tls.Config{Certificates: []tls.Certificate{*s.api.TLSCertificate()}, MaxVersion: tls.VersionTLS12}
+	foreign := tls.Config{Certificates: []tls.Certificate{*identitytest.New(t, "evil.example").SVID(t, apiPath).TLSCertificate()}}
+	node := tls.Config{Certificates: []tls.Certificate{*s.td.SVID(t, "/aval/node/n1").TLSCertificate()}}
+	over := tls.Config{Certificates: []tls.Certificate{*s.td.SVID(t, apiPath,
+		identitytest.Lifetime(time.Now().Add(-time.Hour), time.Now().Add(-time.Minute))).TLSCertificate()}}
+	for _, tt := range []struct{ name, dial, reason string }{
+		{"TLS12", serve(&old), audit.ReasonTLSVersion},
+		{"ForeignTrustDomain", serve(&foreign), audit.ReasonWrongTrustDomain},
+		{"NodeRole", serve(&node), audit.ReasonIDMismatch},
+		{"Expired", serve(&over), audit.ReasonExpired},
+		{"Plaintext", echo(t), audit.ReasonHandshakeFailed},
+		{"Greeting", greeter(t), audit.ReasonHandshakeFailed},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s.agent.change(func() { s.agent.events = nil })
+			_, out := s.outbound(t, tt.dial, s.api.ID)
+			if got, err := callTo(out, nil); err == nil {
+				t.Errorf("a call was answered: %q", got)
+			}
+			e := s.agent.waitFor(1, func(audit.Event) bool { return true })[0]
+			if e.Reason != tt.reason || e.Direction != audit.DirectionOutbound || e.ClientID != s.web.ID.String() || e.Verdict != audit.VerdictDenied {
+				t.Errorf("record: %+v", e)
+			}
+		})
+	}
+}
+
+func TestPanicEndsOneConnectionOnly(t *testing.T) {
+	s := newScene(t)
+	s.publish(t, "")
+	p, in := s.inbound(t, echo(t), nil)
+	near, far := mustDial(t, in), mustDial(t, echo(t))
+	raw, err := newRaw(far, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &link{near: raw}
+	p.table.add(l)
+	p.open.Add(1)
+	p.conns.Add(1)
+	p.begin(t.Context(), port{direction: "inbound", serve: func(context.Context, *link) bool { panic("a test's") }}, l)
+	if err := gone(far); err != nil {
+		t.Error("the connection is still readable")
+	}
+	if got, err := exchange(near, "ping"); err != nil || got != "ping" {
+		t.Errorf("another connection: %q, %v", got, err)
 	}
 }
 

@@ -183,6 +183,7 @@ func (r *reporter) pending() bool {
 // run ships records until ctx ends, and then what is left within a grace
 // time.
 func (r *reporter) run(ctx context.Context, client wire.ProxyClient) error {
+	last := ""
 	for attempt := 0; ; attempt++ {
 		sent, err := r.stream(ctx, client)
 		if ctx.Err() != nil {
@@ -191,14 +192,17 @@ func (r *reporter) run(ctx context.Context, client wire.ProxyClient) error {
 		if sent {
 			attempt = 0
 		}
-		r.log.Warn("records wait for the agent", "error", err)
+		if sent || err.Error() != last {
+			r.log.Warn("records wait for the agent", "error", err)
+		}
+		last = err.Error()
 		if !pause(ctx, rotation.Backoff(attempt, retryBase, retryLimit)) {
 			break
 		}
 	}
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), reportGrace)
+	final, cancel := context.WithTimeout(context.WithoutCancel(ctx), reportGrace)
 	defer cancel()
-	if _, err := r.flush(last, client); err != nil {
+	if _, err := r.flush(final, client); err != nil {
 		r.log.Warn("last records are lost", "error", err)
 	}
 	return ctx.Err()

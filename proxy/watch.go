@@ -45,6 +45,7 @@ func dialAgent(path string) (*grpc.ClientConn, error) {
 // watch keeps a Watch stream open until ctx ends, and swaps in each snapshot
 // that can be used.
 func (p *Proxy) watch(ctx context.Context, client wire.ProxyClient) error {
+	last := ""
 	for attempt := 0; ; attempt++ {
 		got, err := p.watchOnce(ctx, client)
 		p.connected.Store(false)
@@ -54,7 +55,10 @@ func (p *Proxy) watch(ctx context.Context, client wire.ProxyClient) error {
 		if got {
 			attempt = 0
 		}
-		p.log.Warn("agent's stream ended", "error", err, "holds_snapshot", p.state.Load() != nil)
+		if got || err.Error() != last { // the same refusal again is no news
+			p.log.Warn("agent's stream ended", "error", err, "holds_snapshot", p.state.Load() != nil)
+		}
+		last = err.Error()
 		if !pause(ctx, rotation.Backoff(attempt, retryBase, retryLimit)) {
 			return ctx.Err()
 		}

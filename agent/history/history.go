@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -61,18 +62,33 @@ type History struct {
 	logs map[string][]Checkpoint // oldest first, guarded by mu
 }
 
-// Open reads the directory and makes it if it is absent.
-func Open(dir string) (*History, error) {
+// Open reads the directory and makes it if it is absent. A torn last line is
+// cut off. A file that cannot be read for another reason is set aside under
+// the suffix ".damaged", with a warning, so that it never keeps an agent from
+// starting.
+func Open(dir string, logger *slog.Logger) (*History, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("checkpoints: %w", err)
 	}
-	kept, err := Load(dir)
+	names, err := files(dir)
 	if err != nil {
 		return nil, err
 	}
 	h := &History{dir: dir, logs: make(map[string][]Checkpoint)}
-	for _, c := range kept {
-		h.logs[c.Log] = append(h.logs[c.Log], c)
+	for _, name := range names {
+		kept, whole, err := read(name)
+		if err == nil {
+			err = cut(name, whole)
+		} else {
+			logger.Warn("kept checkpoints are damaged and set aside", "file", name, "error", err)
+			err = os.Rename(name, name+".damaged")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("checkpoints: %w", err)
+		}
+		for _, c := range kept {
+			h.logs[c.Log] = append(h.logs[c.Log], c)
+		}
 	}
 	return h, nil
 }
@@ -81,34 +97,59 @@ func Open(dir string) (*History, error) {
 // which they were seen. A torn last line is left out, as is a directory that
 // is not there.
 func Load(dir string) ([]Checkpoint, error) {
+	names, err := files(dir)
+	if err != nil {
+		return nil, err
+	}
+	var out []Checkpoint
+	for _, name := range names {
+		kept, _, err := read(name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("checkpoints: %w", err)
+		}
+		out = append(out, kept...)
+	}
+	return out, nil
+}
+
+func files(dir string) ([]string, error) {
 	names, err := filepath.Glob(filepath.Join(dir, "*"+suffix))
 	if err != nil {
 		return nil, fmt.Errorf("checkpoints: %w", err)
 	}
 	slices.Sort(names)
-	var out []Checkpoint
-	for _, name := range names {
-		text, err := os.ReadFile(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("checkpoints: %w", err)
-		}
-		number := 0
-		for line := range bytes.Lines(text) {
-			number++
-			if !bytes.HasSuffix(line, []byte{'\n'}) {
-				break
-			}
-			c, err := parseLine(line)
-			if err != nil {
-				return nil, fmt.Errorf("checkpoints: %s:%d: %w", name, number, err)
-			}
-			out = append(out, c)
-		}
+	return names, nil
+}
+
+// read parses one file and returns how many of its bytes are whole lines.
+// After an error there are no checkpoints.
+func read(name string) (kept []Checkpoint, whole int64, err error) {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil, 0, err
 	}
-	return out, nil
+	for line := range bytes.Lines(text) {
+		if !bytes.HasSuffix(line, []byte{'\n'}) {
+			break
+		}
+		c, err := parseLine(line)
+		if err != nil {
+			return nil, 0, fmt.Errorf("%s:%d: %w", name, len(kept)+1, err)
+		}
+		kept = append(kept, c)
+		whole += int64(len(line))
+	}
+	return kept, whole, nil
+}
+
+// cut shortens a file to its whole lines, so that the next is not appended to
+// a torn one.
+func cut(name string, whole int64) error {
+	fi, err := os.Stat(name)
+	if err != nil || fi.Size() == whole {
+		return err
+	}
+	return os.Truncate(name, whole)
 }
 
 // Keep verifies a checkpoint's signature and keeps it if it is new. The first

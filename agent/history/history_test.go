@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -52,7 +53,7 @@ func (k logKey) checkpoint(size int64, seed string) []byte {
 
 func openHistory(t *testing.T, dir string) *History {
 	t.Helper()
-	h, err := Open(dir)
+	h, err := Open(dir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,11 +143,21 @@ func TestATornLastLineIsLeftOutAndAForgedOneRefused(t *testing.T) {
 	if got := sizes(t, dir); len(got) != 1 {
 		t.Fatal(got)
 	}
+	if err := openHistory(t, dir).Keep(log, k.checkpoint(2, "2"), k.public, now); err != nil {
+		t.Fatal(err)
+	}
+	if got := sizes(t, dir); len(got) != 2 {
+		t.Fatalf("after the torn line: %v", got)
+	}
 	if err := os.WriteFile(names[0], append([]byte(`{"log":"x"}`+"\n"), whole...), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Load(dir); err == nil {
 		t.Fatal("a forged line passed")
+	}
+	openHistory(t, dir)
+	if got := sizes(t, dir); got != nil {
+		t.Fatalf("the damaged file is still used: %v", got)
 	}
 	if kept, err := Load(filepath.Join(dir, "absent")); err != nil || kept != nil {
 		t.Fatal(kept, err)

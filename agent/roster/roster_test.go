@@ -67,7 +67,7 @@ func TestOnlyACompleteSnapshotIsShown(t *testing.T) {
 	if r != nil || faults != nil || err != nil {
 		t.Fatal(r, faults, err)
 	}
-	r, _, err = b.Apply(&wire.Delta{Position: at(1, 5), Complete: true, Upserts: []*wire.Resource{resource(t, "b", "/b", "{unix.sha256: " + strings.Repeat("a", 64) + "}", 2)}})
+	r, _, err = b.Apply(&wire.Delta{Position: at(1, 5), Complete: true, Upserts: []*wire.Resource{resource(t, "b", "/b", "{unix.sha256: "+strings.Repeat("a", 64)+"}", 2)}})
 	if err != nil || regNames(r) != "a b" || r.Position != (Position{1, 5}) || !r.Hashes || !r.Bundle.Equal(s.td.Bundle) {
 		t.Fatal(r, err)
 	}

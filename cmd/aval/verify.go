@@ -198,6 +198,7 @@ func (c *cli) printVerification(v verification) {
 		case r.BadCheckpoint:
 			where = "the checkpoint"
 		}
-		fmt.Fprintf(c.out, "%s  %s: %s: %s\n", c.paint(red, "BROKEN"), r.Log, where, r.Detail)
+		detail := strings.TrimPrefix(r.Detail, where+": ")
+		fmt.Fprintf(c.out, "%s  %s: %s: %s\n", c.paint(red, "BROKEN"), r.Log, where, detail)
 	}
 }

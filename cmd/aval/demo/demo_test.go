@@ -201,7 +201,7 @@ func waiting(t *testing.T, dir string) (*exec.Cmd, *bytes.Buffer) {
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
 		story.WriteString(lines.Text() + "\n")
-		if strings.Contains(lines.Text(), "svid fetch --socket") {
+		if strings.Contains(lines.Text(), "explain pid") {
 			return command, &complaint
 		}
 	}

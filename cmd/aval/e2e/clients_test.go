@@ -86,7 +86,7 @@ func TestCurlAndOpenSSLAcceptAServiceWithAnSVID(t *testing.T) {
 	if err != nil || !strings.Contains(string(out), "OK") {
 		t.Fatalf("openssl verify: %v %s", err, out)
 	}
-	cmd := exec.Command("openssl", "s_client", "-connect", addr, "-cert", cert, "-key", key, "-CAfile", bundle, "-verify_return_error", "-brief")
+	cmd := exec.Command("openssl", "s_client", "-connect", addr, "-cert", cert, "-cert_chain", cert, "-key", key, "-CAfile", bundle, "-verify_return_error", "-brief")
 	cmd.Stdin = strings.NewReader("")
 	out, err = cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "Verification: OK") || !strings.Contains(string(out), "TLSv1.3") {
