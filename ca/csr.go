@@ -22,6 +22,7 @@ const MaxCSRBytes = 16 << 10
 // the checks make one.
 type ProvenKey struct {
 	pub  crypto.PublicKey
+	spki []byte
 	hash [32]byte // SHA-256 of the SubjectPublicKeyInfo
 }
 
@@ -42,7 +43,7 @@ func ProveCSR(der []byte) (ProvenKey, error) {
 	if err := csr.CheckSignature(); err != nil {
 		return ProvenKey{}, invalid(ReasonBadCSR, "certificate request's proof of possession: %w", err)
 	}
-	return ProvenKey{pub: csr.PublicKey, hash: sha256.Sum256(csr.RawSubjectPublicKeyInfo)}, nil
+	return ProvenKey{pub: csr.PublicKey, spki: csr.RawSubjectPublicKeyInfo, hash: sha256.Sum256(csr.RawSubjectPublicKeyInfo)}, nil
 }
 
 // ProveHandshake takes the key of the peer's leaf from a completed handshake,
@@ -52,7 +53,7 @@ func ProveHandshake(cs tls.ConnectionState) (ProvenKey, error) {
 		return ProvenKey{}, denied(ReasonNoCertificate, "peer presented no certificate")
 	}
 	leaf := cs.PeerCertificates[0]
-	return ProvenKey{pub: leaf.PublicKey, hash: sha256.Sum256(leaf.RawSubjectPublicKeyInfo)}, nil
+	return ProvenKey{pub: leaf.PublicKey, spki: leaf.RawSubjectPublicKeyInfo, hash: sha256.Sum256(leaf.RawSubjectPublicKeyInfo)}, nil
 }
 
 // IsZero reports whether k is the invalid zero value.

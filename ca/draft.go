@@ -39,6 +39,7 @@ type Draft struct {
 	authority *Authority
 	template  x509.Certificate
 	pub       crypto.PublicKey
+	spki      []byte // of pub, for leaves
 	event     audit.Event
 	spent     atomic.Bool
 }
@@ -133,7 +134,7 @@ func (a *Authority) Draft(now time.Time, e Entitlement, key ProvenKey) (*Draft, 
 	if left := notAfter.Sub(now); left < profile.Min || left <= 0 {
 		return nil, unavailable(ReasonIssuerEnding, "draft for %s: the issuer ends in %s, below the profile's %s", e.id, left, profile.Min)
 	}
-	d := &Draft{authority: a, pub: key.pub, template: x509.Certificate{
+	d := &Draft{authority: a, pub: key.pub, spki: key.spki, template: x509.Certificate{
 		SerialNumber: newSerial(),
 		NotBefore:    now.Add(-Backdate),
 		NotAfter:     notAfter,

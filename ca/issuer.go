@@ -5,7 +5,6 @@ package ca
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -73,7 +72,7 @@ func (a *Authority) sign(d *Draft) (sealed, error) {
 	if d == nil || d.authority != a || d.spent.Swap(true) {
 		return sealed{}, ErrSpent
 	}
-	der, err := x509.CreateCertificate(rand.Reader, &d.template, a.cert, d.pub, a.key)
+	der, err := a.create(d)
 	if err != nil {
 		return sealed{}, fmt.Errorf("sign for %s: %w", d.event.SPIFFEID, err)
 	}

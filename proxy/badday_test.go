@@ -104,6 +104,7 @@ func TestSpoiledSnapshotNeverReplacesACompleteOne(t *testing.T) {
 }
 
 func TestProxyLivesOnWithoutItsAgentAndReconnects(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.publish(t, mode("STRICT"))
 	p, in := s.inbound(t, echo(t), nil)
@@ -133,6 +134,7 @@ func TestProxyLivesOnWithoutItsAgentAndReconnects(t *testing.T) {
 }
 
 func TestProxyPastItsOwnSVIDRefusesEverything(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	now := time.Now()
 	s.api = s.td.SVID(t, apiPath, identitytest.Lifetime(now.Add(-time.Minute), now.Add(1500*time.Millisecond)))
@@ -187,6 +189,7 @@ func TestDrainWaitsForOpenConnections(t *testing.T) {
 }
 
 func TestDrainEndsAtItsDeadline(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.publish(t, "")
 	p, stop := runProxy(t, Config{Agent: s.agent.socket, Identity: s.api.ID,

@@ -159,6 +159,7 @@ func pems(t *testing.T, s *scene) (cert, key, roots string) {
 }
 
 func TestPostgreSQLBehindTheProxy(t *testing.T) {
+	t.Parallel()
 	initdb, postgres := program(t, "initdb", "postgresql"), program(t, "postgres", "postgresql")
 	psql := program(t, "psql", "postgresql-client")
 	s := newScene(t)
@@ -178,6 +179,7 @@ func TestPostgreSQLBehindTheProxy(t *testing.T) {
 }
 
 func TestRedisBehindTheProxy(t *testing.T) {
+	t.Parallel()
 	server, cli := program(t, "redis-server", "redis-server"), program(t, "redis-cli", "redis-tools")
 	s := newScene(t)
 	s.publish(t, "")
@@ -205,6 +207,7 @@ func TestRedisBehindTheProxy(t *testing.T) {
 }
 
 func TestNginxBehindTheProxy(t *testing.T) {
+	t.Parallel()
 	nginx, curl := program(t, "nginx", "nginx"), program(t, "curl", "curl")
 	s := newScene(t)
 	s.publish(t, "")
@@ -251,6 +254,7 @@ http {
 
 // MariaDB speaks first: its client says nothing until it has been greeted.
 func TestMariaDBBehindTheProxy(t *testing.T) {
+	t.Parallel()
 	install, server := program(t, "mariadb-install-db", "mariadb-server"), program(t, "mariadbd", "mariadb-server")
 	client := program(t, "mariadb", "mariadb-client")
 	s := newScene(t)

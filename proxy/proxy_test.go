@@ -131,6 +131,7 @@ func (d dribble) Write(b []byte) (int, error) {
 }
 
 func TestServerFirstPort(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.publish(t, "")
 	serverFirst := func(c *Config) {

@@ -20,6 +20,7 @@ import (
 )
 
 func TestStrictPortRefusesAndRecords(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.publish(t, mode("STRICT")+allow("example.org"+webPath, "example.org/aval/*"))
 	_, in := s.inbound(t, echo(t), func(c *Config) { c.Limits.HandshakeTimeout = 700 * time.Millisecond })
@@ -245,6 +246,7 @@ func heapInUse() uint64 {
 }
 
 func TestOutboundRefusesWhatIsNoMeshPeer(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.publish(t, "")
 	serve := func(config *tls.Config) string {

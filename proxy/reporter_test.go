@@ -90,6 +90,7 @@ func TestManySourcesDoNotGrowTheTally(t *testing.T) {
 }
 
 func TestSlowAgentHoldsUpNoConnection(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.publish(t, "")
 	s.agent.change(func() { s.agent.mute = true })

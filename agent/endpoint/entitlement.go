@@ -36,6 +36,9 @@ type follower struct {
 	push func(m moment, check func() error) error
 }
 
+// syncPatience bounds how long a call waits for the first snapshot.
+const syncPatience = 5 * time.Second
+
 // errNotSynced is the answer while there is no complete snapshot: the caller
 // may try again.
 var errNotSynced = status.Error(codes.Unavailable, "the agent holds no snapshot of its server yet")
@@ -49,9 +52,9 @@ func (s *Server) follow(ctx context.Context, f follower) error {
 	if err != nil {
 		return err
 	}
-	view, changed := s.cfg.Feed.Current()
-	if view == nil {
-		return errNotSynced
+	view, changed, err := s.firstView(ctx)
+	if err != nil {
+		return err
 	}
 	seen, err := s.attributes(who, view)
 	if err != nil {
@@ -79,16 +82,38 @@ func (s *Server) follow(ctx context.Context, f follower) error {
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()
 		case <-lease.Changed():
+			continue
 		case <-changed:
-			if view, changed = s.cfg.Feed.Current(); view == nil {
-				return errNotSynced
-			}
-			if seen, err = s.withDigest(who, view, seen); err != nil {
-				return err
-			}
-			if want, err = s.entitle(view, seen, f, lease); err != nil {
-				return err
-			}
+		}
+		if view, changed = s.cfg.Feed.Current(); view == nil {
+			return errNotSynced
+		}
+		if seen, err = s.withDigest(who, view, seen); err != nil {
+			return err
+		}
+		if want, err = s.entitle(view, seen, f, lease); err != nil {
+			return err
+		}
+	}
+}
+
+// firstView returns the roster of the moment. While there is none it waits a
+// little: a workload that starts with its agent is served the moment the
+// snapshot is there, rather than after its client's back-off.
+func (s *Server) firstView(ctx context.Context) (*roster.Roster, <-chan struct{}, error) {
+	limit := time.NewTimer(syncPatience)
+	defer limit.Stop()
+	for {
+		view, changed := s.cfg.Feed.Current()
+		if view != nil {
+			return view, changed, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, nil, status.FromContextError(ctx.Err()).Err()
+		case <-limit.C:
+			return nil, nil, errNotSynced
 		}
 	}
 }

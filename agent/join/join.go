@@ -171,14 +171,9 @@ func (n *Node) Attest(ctx context.Context) error {
 // join attests by token with a key that is on disk before it is used. After a
 // crash the same key goes on, since the token is bound to it.
 func (n *Node) join(ctx context.Context) error {
-	key, err := n.files.pendingKey()
+	key, err := n.nextKey()
 	if err != nil {
 		return err
-	}
-	if key == nil {
-		if key, err = n.newPendingKey(); err != nil {
-			return err
-		}
 	}
 	return n.attest(ctx, key, &wire.AttestRequest{Token: n.cfg.Token}, "join")
 }
@@ -289,10 +284,14 @@ func (n *Node) swap(svid identity.SVID, bundle identity.Bundle) {
 	}
 }
 
-// newPendingKey makes a key and has it on disk before it returns.
-func (n *Node) newPendingKey() (*ecdsa.PrivateKey, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
+// nextKey returns the key of an attempt that was cut off, or a new one, which
+// is on disk before it returns.
+func (n *Node) nextKey() (*ecdsa.PrivateKey, error) {
+	key, err := n.files.pendingKey()
+	if err != nil || key != nil {
+		return key, err
+	}
+	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		return nil, fmt.Errorf("new node key: %w", err)
 	}
 	if err := n.files.savePending(key); err != nil {

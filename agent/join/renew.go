@@ -50,14 +50,9 @@ func (r renewer) Renew(ctx context.Context, now time.Time) time.Time {
 func (n *Node) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, attestTimeout)
 	defer cancel()
-	key, err := n.files.pendingKey()
+	key, err := n.nextKey()
 	if err != nil {
 		return err
-	}
-	if key == nil {
-		if key, err = n.newPendingKey(); err != nil {
-			return err
-		}
 	}
 	csr, err := newCSR(key)
 	if err != nil {

@@ -84,7 +84,7 @@ func New(cfg Config) (*Client, error) {
 	return &Client{cfg: cfg}, nil
 }
 
-// Serve names who is told about reconnections and asked for issuers.
+// serve names who is told about reconnections and asked for issuers.
 func (c *Client) serve(i Issuers) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -233,6 +233,7 @@ type goodbye struct {
 	after  time.Duration
 }
 
+// Error returns what the server gave as its reason.
 func (g *goodbye) Error() string { return "the server ended the stream: " + g.reason }
 
 // pause waits, and returns false when ctx ends before.

@@ -102,7 +102,7 @@ func (s *Server) release(out *wire.IssueResults, asked []*wire.IssueRequest, fau
 			receipts = append(receipts, results[n].Receipt)
 		}
 	}
-	signed, err := s.authorityLog.Sign(receipts)
+	signed, err := s.receipts.signAll(receipts)
 	if err != nil {
 		// The certificates are recorded; a receipt can be had later.
 		s.log.Error("signing of receipts", "error", err)
@@ -161,27 +161,21 @@ func fromReceipt(r audit.Receipt) *wire.Receipt {
 // takeRecords stores connection records and acknowledges them, until ctx
 // ends. A log that is full costs the records and nothing else: the loss is
 // counted, recorded when there is room again, and the batch acknowledged.
-func (s *Server) takeRecords(ctx context.Context, sess *session, batches <-chan *wire.RecordBatch) {
+func (s *Server) takeRecords(ctx context.Context, sess *session, batches <-chan *wire.RecordBatch) error {
 	var lost uint64
 	for {
-		var batch *wire.RecordBatch
 		select {
 		case <-ctx.Done():
-			return
-		case batch = <-batches:
-		}
-		var err error
-		func() {
-			defer s.guard("Sync", &err)
+			return ctx.Err()
+		case batch := <-batches:
 			lost = s.storeRecords(ctx, sess, batch, lost)
-		}()
-		if ctx.Err() != nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case sess.out <- &wire.ServerFrame{Frame: &wire.ServerFrame_RecordsAck{RecordsAck: &wire.RecordsAck{Sequence: batch.GetSequence()}}}:
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			ack := &wire.RecordsAck{Sequence: batch.GetSequence()}
+			if err := sess.send(&wire.ServerFrame{Frame: &wire.ServerFrame_RecordsAck{RecordsAck: ack}}); err != nil {
+				return err
+			}
 		}
 	}
 }

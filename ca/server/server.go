@@ -54,6 +54,7 @@ type Server struct {
 	documents *documents
 	nodes     *nodes
 	live      liveIndex
+	receipts  receiptSigner
 	sessions  sessions
 	refusals  *refusals
 	metrics   *metrics
@@ -122,6 +123,7 @@ func (s *Server) open() (err error) {
 func (s *Server) assemble() {
 	s.metrics = newMetrics(s)
 	s.setRecorder(s.authorityLog)
+	s.receipts.sign = s.authorityLog.Sign
 	s.nodes = &nodes{store: s.store}
 	s.refusals = &refusals{
 		logs:    map[string]ca.Recorder{AuthorityLog: s.authorityLog, ConnectionsLog: s.connections},

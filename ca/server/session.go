@@ -4,6 +4,7 @@
 package server
 
 import (
+	"errors"
 	"sync"
 	"time"
 
@@ -17,19 +18,21 @@ import (
 // maxDeltaBytes is about how large one delta grows before the next begins.
 const maxDeltaBytes = 1 << 20
 
-// session is one node's open stream. The goroutine of the stream's handler
-// sends; everything else reaches it through the channels.
+// session is one node's open stream.
 type session struct {
 	node    ca.AttestedNode
 	key     ca.ProvenKey
 	version string
 
-	wake chan struct{}          // documents or checkpoints changed; holds one
-	out  chan *wire.ServerFrame // answers to the node's frames
-	end  chan *wire.Goodbye     // holds one: why the session is over
+	wake chan struct{}      // documents or checkpoints changed; holds one
+	end  chan *wire.Goodbye // holds one: why the session is over
 
-	// view is used by the sending goroutine alone.
+	// view is used by the pushing goroutine alone.
 	view view
+
+	sending sync.Mutex
+	stream  syncStream // guarded by sending
+	over    bool       // guarded by sending: the goodbye was said
 
 	mu       sync.Mutex
 	acked    store.Position // guarded by mu
@@ -37,14 +40,35 @@ type session struct {
 	skew     time.Duration  // guarded by mu: the node's clock minus ours
 }
 
-func newSession(node ca.AttestedNode, key ca.ProvenKey, hello *wire.Hello, rootNamespace string) *session {
+func newSession(stream syncStream, node ca.AttestedNode, key ca.ProvenKey, hello *wire.Hello, rootNamespace string) *session {
 	return &session{
-		node: node, key: key, version: clip(hello.GetVersion(), 128),
+		stream: stream, node: node, key: key, version: clip(hello.GetVersion(), 128),
 		wake: make(chan struct{}, 1),
-		out:  make(chan *wire.ServerFrame, 16),
 		end:  make(chan *wire.Goodbye, 1),
 		view: view{attributes: node.Attributes(), root: rootNamespace,
 			sent: map[document.Key]uint64{}, namespaces: map[string]int{}},
+	}
+}
+
+var errOver = errors.New("the session is over")
+
+// send sends one frame; nothing follows the last one.
+func (s *session) send(f *wire.ServerFrame) error {
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	if s.over {
+		return errOver
+	}
+	return s.stream.Send(f)
+}
+
+// sendLast sends the frame that ends the session.
+func (s *session) sendLast(f *wire.ServerFrame) {
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	if !s.over {
+		s.over = true
+		_ = s.stream.Send(f) // the stream ends either way
 	}
 }
 

@@ -21,13 +21,12 @@ import (
 )
 
 const (
-	// issuesAtOnce bounds the batches of one node that are worked on at a
-	// time.
-	issuesAtOnce = 4
 	// recordsAtOnce bounds the record batches of one node that wait.
 	recordsAtOnce = 64
 	// helloTimeout bounds the wait for a stream's first frame.
 	helloTimeout = 10 * time.Second
+	// goodbyeTimeout bounds the wait for a node that does not read.
+	goodbyeTimeout = time.Second
 )
 
 type syncStream = grpc.BidiStreamingServer[wire.NodeFrame, wire.ServerFrame]
@@ -43,7 +42,7 @@ func (s nodeService) Sync(stream syncStream) error {
 	if err != nil {
 		return err
 	}
-	sess := newSession(attested, key, hello, s.cfg.RootNamespace)
+	sess := newSession(stream, attested, key, hello, s.cfg.RootNamespace)
 	if skew := sess.seen(now, hello.GetClock()); skew.Abs() > maxSkew {
 		s.log.Warn("clock of a node differs", slog.String("node", attested.Name()), slog.Duration("skew", skew))
 	}
@@ -97,16 +96,17 @@ func (s *Server) enter(sess *session) error {
 	return nil
 }
 
-// serve sends until the session ends; a second goroutine receives, and ends
-// with the stream.
+// serve runs the session until either side ends it. Three goroutines work for
+// it and end with the stream, whose context this function's return cancels:
+// one pushes what changed, one receives and answers, one stores records.
 func (s *Server) serve(stream syncStream, sess *session, hello *wire.Hello) error {
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
 	now := s.documents.now.Load()
 	held := hello.GetHeld()
-	err := stream.Send(&wire.ServerFrame{Frame: &wire.ServerFrame_Welcome{Welcome: &wire.Welcome{
+	err := sess.send(&wire.ServerFrame{Frame: &wire.ServerFrame_Welcome{Welcome: &wire.Welcome{
 		Settings: &wire.Settings{TrustDomain: s.cfg.TrustDomain.String(), RootNamespace: s.cfg.RootNamespace, DefaultDeny: s.cfg.DefaultDeny},
-		Position: &wire.Position{Epoch: now.position.Epoch, Revision: now.position.Revision},
+		Position: toPosition(now.position),
 		Clock:    time.Now().UnixMilli(), ServerId: s.Credentials().SVID.ID.String(),
 		Resync:     held.GetEpoch() != now.position.Epoch || held.GetRevision() > now.position.Revision,
 		Attributes: wire.FromAttributes(sess.node.Attributes()),
@@ -114,29 +114,44 @@ func (s *Server) serve(stream syncStream, sess *session, hello *wire.Hello) erro
 	if err != nil {
 		return err
 	}
-	go s.receive(ctx, cancel, stream, sess)
-	sent := map[string][]byte{}
-	for {
-		if err := s.push(stream, sess, sent); err != nil {
-			return err
-		}
-		select {
-		case <-sess.wake:
-		case f := <-sess.out:
-			if err := stream.Send(f); err != nil {
-				return err
-			}
-		case g := <-sess.end:
-			return farewell(stream, g)
-		case <-ctx.Done():
-			return ending(context.Cause(ctx))
-		}
+	records := make(chan *wire.RecordBatch, recordsAtOnce)
+	go s.guarded(ctx, cancel, func() error { return s.pushAll(ctx, sess) })
+	go s.guarded(ctx, cancel, func() error { return s.receive(ctx, stream, sess, records) })
+	go s.guarded(ctx, cancel, func() error { return s.takeRecords(ctx, sess, records) })
+	select {
+	case g := <-sess.end:
+		return farewell(ctx, sess, g)
+	case <-ctx.Done():
+		return ending(context.Cause(ctx))
 	}
 }
 
-func farewell(stream syncStream, g *wire.Goodbye) error {
-	if err := stream.Send(&wire.ServerFrame{Frame: &wire.ServerFrame_Goodbye{Goodbye: g}}); err != nil {
-		return err
+// guarded runs a part of a session; its end is the session's.
+func (s *Server) guarded(ctx context.Context, cancel context.CancelCauseFunc, run func() error) {
+	var err error
+	defer func() {
+		if err != nil && ctx.Err() == nil {
+			cancel(err)
+		}
+	}()
+	defer s.guard("Sync", &err)
+	err = run()
+}
+
+// farewell says goodbye to a node that reads, and does not wait for one that
+// does not.
+func farewell(ctx context.Context, sess *session, g *wire.Goodbye) error {
+	said := make(chan struct{})
+	go func() { // ends with the stream at the latest
+		defer close(said)
+		sess.sendLast(&wire.ServerFrame{Frame: &wire.ServerFrame_Goodbye{Goodbye: g}})
+	}()
+	timer := time.NewTimer(goodbyeTimeout)
+	defer timer.Stop()
+	select {
+	case <-said:
+	case <-timer.C:
+	case <-ctx.Done():
 	}
 	if g.GetEvicted() {
 		return status.Error(codes.PermissionDenied, g.GetReason())
@@ -151,10 +166,25 @@ func ending(cause error) error {
 	return cause
 }
 
+// pushAll sends what the node lacks, each time something changed.
+func (s *Server) pushAll(ctx context.Context, sess *session) error {
+	sent := map[string][]byte{}
+	for {
+		if err := s.push(sess, sent); err != nil {
+			return err
+		}
+		select {
+		case <-sess.wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // push sends what the node lacks: deltas, then new checkpoints.
-func (s *Server) push(stream syncStream, sess *session, sent map[string][]byte) error {
+func (s *Server) push(sess *session, sent map[string][]byte) error {
 	for _, d := range sess.view.advance(s.documents.now.Load(), wire.FromBundle(s.trust.Load().bundle)) {
-		if err := stream.Send(&wire.ServerFrame{Frame: &wire.ServerFrame_Delta{Delta: d}}); err != nil {
+		if err := sess.send(&wire.ServerFrame{Frame: &wire.ServerFrame_Delta{Delta: d}}); err != nil {
 			return err
 		}
 	}
@@ -172,72 +202,40 @@ func (s *Server) push(stream syncStream, sess *session, sent map[string][]byte) 
 	if len(fresh) == 0 {
 		return nil
 	}
-	return stream.Send(&wire.ServerFrame{Frame: &wire.ServerFrame_Checkpoints{Checkpoints: &wire.Checkpoints{Checkpoints: fresh}}})
+	return sess.send(&wire.ServerFrame{Frame: &wire.ServerFrame_Checkpoints{Checkpoints: &wire.Checkpoints{Checkpoints: fresh}}})
 }
 
-// receive takes the node's frames until the stream ends, and ends the session
-// with it.
-func (s *Server) receive(ctx context.Context, cancel context.CancelCauseFunc, stream syncStream, sess *session) {
-	issues := make(chan struct{}, issuesAtOnce)
-	records := make(chan *wire.RecordBatch, recordsAtOnce)
-	go s.takeRecords(ctx, sess, records)
-	err := func() (err error) {
-		defer s.guard("Sync", &err)
-		for {
-			f, err := stream.Recv()
-			if err != nil {
+// receive takes the node's frames until the stream ends. A node's batches are
+// answered one after the other, each on all cores.
+func (s *Server) receive(ctx context.Context, stream syncStream, sess *session, records chan<- *wire.RecordBatch) error {
+	for {
+		f, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		switch frame := f.GetFrame().(type) {
+		case *wire.NodeFrame_Ack:
+			sess.ack(frame.Ack.GetPosition())
+			sess.seen(now, frame.Ack.GetClock())
+		case *wire.NodeFrame_Issue:
+			sess.seen(now, 0)
+			results := s.issueBatch(ctx, sess, frame.Issue)
+			if err := sess.send(&wire.ServerFrame{Frame: &wire.ServerFrame_Issued{Issued: results}}); err != nil {
 				return err
 			}
-			if err := s.take(ctx, sess, f, issues, records); err != nil {
-				return err
+		case *wire.NodeFrame_Records:
+			sess.seen(now, 0)
+			select {
+			case records <- frame.Records:
+			case <-ctx.Done():
+				return ctx.Err()
 			}
+		case *wire.NodeFrame_Hello:
+			return status.Error(codes.InvalidArgument, "a second hello")
+		default:
+			return status.Error(codes.InvalidArgument, "a frame of an unknown kind")
 		}
-	}()
-	cancel(err)
-}
-
-// take handles one frame.
-func (s *Server) take(ctx context.Context, sess *session, f *wire.NodeFrame, issues chan struct{}, records chan *wire.RecordBatch) error {
-	now := time.Now()
-	switch frame := f.GetFrame().(type) {
-	case *wire.NodeFrame_Ack:
-		sess.ack(frame.Ack.GetPosition())
-		sess.seen(now, frame.Ack.GetClock())
-		return nil
-	case *wire.NodeFrame_Issue:
-		sess.seen(now, 0)
-		select {
-		case issues <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		go func() { // bounded by issues; ends with its batch
-			defer func() { <-issues }()
-			s.answer(ctx, sess, frame.Issue)
-		}()
-		return nil
-	case *wire.NodeFrame_Records:
-		sess.seen(now, 0)
-		select {
-		case records <- frame.Records:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		return nil
-	case *wire.NodeFrame_Hello:
-		return status.Error(codes.InvalidArgument, "a second hello")
-	}
-	return status.Error(codes.InvalidArgument, "a frame of an unknown kind")
-}
-
-// answer issues a batch and hands the results to the sender.
-func (s *Server) answer(ctx context.Context, sess *session, batch *wire.IssueBatch) {
-	var err error
-	defer s.guard("Sync", &err)
-	results := s.issueBatch(ctx, sess, batch)
-	select {
-	case sess.out <- &wire.ServerFrame{Frame: &wire.ServerFrame_Issued{Issued: results}}:
-	case <-ctx.Done():
 	}
 }
 

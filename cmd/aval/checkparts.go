@@ -40,7 +40,7 @@ func (c *cli) checkServer(ctx context.Context, f *findings) {
 	}
 	f.add(checkOK, "reachable", "", "%s, version %s, up for %s, nodes at %s", st.GetServerId(), st.GetVersion(),
 		short(time.Duration(st.GetUptime())*time.Millisecond), st.GetListen())
-	f.skew("clock", time.UnixMilli(st.GetClock()).Sub(time.Now()), "this machine's clock")
+	f.skew("clock", time.Until(time.UnixMilli(st.GetClock())), "the server's clock")
 	f.dataDir(st.GetDataDir())
 	f.authorities(st.GetAuthorities())
 	f.store(st)

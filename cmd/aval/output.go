@@ -147,6 +147,9 @@ func ago(t, now time.Time) string {
 		return "-"
 	}
 	d := t.Sub(now)
+	if d.Abs() < time.Second {
+		return "just now"
+	}
 	if d < 0 {
 		return short(-d) + " ago"
 	}

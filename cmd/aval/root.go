@@ -6,8 +6,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
+	"github.com/aval-id/aval/identity/document"
 	"github.com/spf13/cobra"
 )
 
@@ -68,7 +70,7 @@ Exit codes: 0 done, 1 a negative finding, 2 usage, 3 an invalid document,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true})
+	root.SetHelpCommandGroupID("look")
 	root.AddGroup(
 		&cobra.Group{ID: "run", Title: "Run:"},
 		&cobra.Group{ID: "declare", Title: "Declare:"},
@@ -86,7 +88,9 @@ Exit codes: 0 done, 1 a negative finding, 2 usage, 3 an invalid document,
 			root.AddCommand(cmd)
 		}
 	}
-	root.AddCommand(c.demoServiceCommand())
+	service := c.demoServiceCommand()
+	service.GroupID = "run"
+	root.AddCommand(service)
 	return root
 }
 
@@ -96,21 +100,30 @@ func group(use, short string, children ...*cobra.Command) *cobra.Command {
 		Use: use, Short: short, Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usage(fmt.Errorf("%s: a verb is missing: %s", cmd.CommandPath(), verbs(cmd)))
+				return usage(fmt.Errorf("%s: a verb is missing: %s", cmd.CommandPath(), strings.Join(verbs(cmd), ", ")))
 			}
-			return usage(fmt.Errorf("%s: %q is not a verb of it: %s", cmd.CommandPath(), args[0], verbs(cmd)))
+			if near := document.Nearest(args[0], verbs(cmd)); near != "" {
+				return usage(fmt.Errorf("%s: %q is not a verb of it; did you mean %s?", cmd.CommandPath(), args[0], near))
+			}
+			return usage(fmt.Errorf("%s: %q is not a verb of it: %s", cmd.CommandPath(), args[0], strings.Join(verbs(cmd), ", ")))
 		},
 	}
+	var examples []string
+	for _, child := range children {
+		first, _, _ := strings.Cut(child.Example, "\n")
+		examples = append(examples, first)
+	}
+	cmd.Example = strings.Join(examples, "\n")
 	cmd.AddCommand(children...)
 	return cmd
 }
 
-func verbs(cmd *cobra.Command) string {
+func verbs(cmd *cobra.Command) []string {
 	var names []string
 	for _, child := range cmd.Commands() {
 		names = append(names, child.Name())
 	}
-	return strings.Join(names, ", ")
+	return names
 }
 
 // act makes a command's body. Whatever goes wrong before it runs is a fault
@@ -179,11 +192,9 @@ func (v *choice) String() string {
 }
 
 func (v *choice) Set(s string) error {
-	for _, f := range v.forms {
-		if s == f {
-			*v.value = s
-			return nil
-		}
+	if slices.Contains(v.forms, s) {
+		*v.value = s
+		return nil
 	}
 	return fmt.Errorf("%q is none of %s", s, strings.Join(v.forms, ", "))
 }

@@ -43,6 +43,12 @@ func TestScripts(t *testing.T) {
 			env.Setenv("AVAL_SOCKET", filepath.Join(env.WorkDir, "agent", "w.sock"))
 			return nil
 		},
+		Condition: func(name string) (bool, error) {
+			if name != "root" {
+				return false, fmt.Errorf("condition %q is not known", name)
+			}
+			return os.Geteuid() == 0, nil
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"freeport": scriptFreePort, "ready": scriptReady, "eventually": scriptEventually, "jsonenv": scriptJSONEnv,
 			"expand": scriptExpand, "flipbyte": scriptFlipByte, "mode": scriptMode, "code": scriptCode,
@@ -64,6 +70,8 @@ func scriptFreePort(ts *testscript.TestScript, _ bool, names []string) {
 // until calls done until it succeeds.
 func until(ts *testscript.TestScript, what string, done func() error) {
 	deadline := time.Now().Add(scriptPatience)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
 	for {
 		err := done()
 		if err == nil {
@@ -72,7 +80,7 @@ func until(ts *testscript.TestScript, what string, done func() error) {
 		if time.Now().After(deadline) {
 			ts.Fatalf("%s: not within %s: %v", what, scriptPatience, err)
 		}
-		time.Sleep(20 * time.Millisecond)
+		<-tick.C
 	}
 }
 

@@ -42,7 +42,7 @@ func (p *play) allowedCall(ctx context.Context) error {
 	url := "http://" + p.site.app["web"] + "/"
 	p.out.command("curl", url)
 	from, start := p.records.mark(), time.Now()
-	answer, _, err := ask(ctx, p.client, url)
+	answer, err := ask(ctx, p.client, url)
 	if err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ func (p *play) deniedCall(ctx context.Context) error {
 	url := "http://" + p.site.app["intruder"] + "/"
 	p.out.command("curl", url)
 	from := p.records.mark()
-	if answer, _, err := ask(ctx, p.client, url); err == nil {
+	if answer, err := ask(ctx, p.client, url); err == nil {
 		return fmt.Errorf("call api through intruder: it was answered: %+v", *answer)
 	}
 	r, err := p.records.await(ctx, from, "the call from intruder to api", inbound(audit.VerdictDenied, mainPort))
@@ -126,7 +126,7 @@ func (p *play) plaintextCalls(ctx context.Context) error {
 
 	p.out.command("curl", url)
 	from = p.records.mark()
-	if answer, _, err := ask(ctx, p.client, url); err == nil {
+	if answer, err := ask(ctx, p.client, url); err == nil {
 		return fmt.Errorf("call api without TLS where the mode is strict: it was answered: %+v", *answer)
 	}
 	r, err = p.records.await(ctx, from, "the refused plaintext call", func(r record) bool {

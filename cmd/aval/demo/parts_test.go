@@ -134,7 +134,7 @@ func TestServiceTellsNewFromKeptConnections(t *testing.T) {
 	for _, c := range []struct{ path, connection string }{
 		{"/", "new"}, {"/", "new"}, {"/keep", "new"}, {"/keep", "reused"}, {"/keep", "reused"},
 	} {
-		answer, _, err := ask(ctx, client, "http://"+addresses[1]+c.path)
+		answer, err := ask(ctx, client, "http://"+addresses[1]+c.path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -150,7 +150,7 @@ func TestServiceSaysThatItsUpstreamIsAway(t *testing.T) {
 	}
 	a := newApplication("web", "http://127.0.0.1:1/")
 	defer a.fresh.CloseIdleConnections()
-	if _, _, err := ask(t.Context(), a.fresh, a.upstream); err == nil {
+	if _, err := ask(t.Context(), a.fresh, a.upstream); err == nil {
 		t.Error("a port that is closed answered")
 	}
 }

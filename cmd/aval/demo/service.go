@@ -4,6 +4,7 @@
 package demo
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,14 +13,14 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 )
 
-// Reply is what a service of the demo answers.
+// reply is what a service of the demo answers.
 type reply struct {
 	Service  string `json:"service"`
 	PID      int    `json:"pid"`
@@ -69,7 +70,8 @@ func Service(ctx context.Context, args []string) error {
 // application is one service: its name, and two ways to its upstream.
 type application struct {
 	name, upstream string
-	fresh, kept    *http.Client
+	fresh          *http.Client
+	kept           keptConnection
 }
 
 func newApplication(name, upstream string) *application {
@@ -77,25 +79,24 @@ func newApplication(name, upstream string) *application {
 		name:     name,
 		upstream: upstream,
 		fresh:    &http.Client{Timeout: upstreamTimeout, Transport: &http.Transport{DisableKeepAlives: true}},
-		kept:     &http.Client{Timeout: upstreamTimeout, Transport: &http.Transport{MaxConnsPerHost: 1}},
 	}
 }
 
 // handler answers on the named port.
 func (a *application) handler(port string) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { a.answer(w, r, port, a.fresh) })
-	mux.HandleFunc("GET /keep", func(w http.ResponseWriter, r *http.Request) { a.answer(w, r, port, a.kept) })
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { a.answer(w, r, port, a.askFresh) })
+	mux.HandleFunc("GET /keep", func(w http.ResponseWriter, r *http.Request) { a.answer(w, r, port, a.kept.ask) })
 	return mux
 }
 
 // answer says who answers, and what the upstream said where there is one.
-func (a *application) answer(w http.ResponseWriter, r *http.Request, port string, client *http.Client) {
+func (a *application) answer(w http.ResponseWriter, r *http.Request, port string, ask asker) {
 	out := reply{Service: a.name, PID: os.Getpid(), UID: os.Getuid(), Port: port}
 	code := http.StatusOK
 	if a.upstream != "" {
 		var err error
-		out.Upstream, out.Connection, err = ask(r.Context(), client, a.upstream)
+		out.Upstream, out.Connection, err = ask(r.Context(), a.upstream)
 		if err != nil {
 			out.Error, code = err.Error(), http.StatusBadGateway
 		}
@@ -106,38 +107,93 @@ func (a *application) answer(w http.ResponseWriter, r *http.Request, port string
 	_ = json.NewEncoder(w).Encode(out)
 }
 
+// asker makes one call, and tells whether its connection was "new" or
+// "reused".
+type asker func(ctx context.Context, url string) (*reply, string, error)
+
+func (a *application) askFresh(ctx context.Context, url string) (*reply, string, error) {
+	out, err := ask(ctx, a.fresh, url)
+	return out, "new", err
+}
+
 // ask makes one call to a service of the demo. The error is for a call that
 // was not answered with 200; the reply may be there even so.
-func ask(ctx context.Context, client *http.Client, url string) (*reply, string, error) {
-	connection := "new"
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(g httptrace.GotConnInfo) {
-			if g.Reused {
-				connection = "reused"
-			}
-		},
-	})
+func ask(ctx context.Context, client *http.Client, url string) (*reply, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	return readReply(url, response)
+}
+
+// readReply reads and closes an answer to its end.
+func readReply(url string, response *http.Response) (*reply, error) {
+	defer response.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(response.Body, 64<<10))
+	if err != nil {
+		return nil, fmt.Errorf("read the answer of %s: %w", url, err)
+	}
+	var out reply
+	if err := json.Unmarshal(data, &out); err != nil {
+		return nil, fmt.Errorf("read the answer of %s: %w", url, err)
+	}
+	if response.StatusCode != http.StatusOK {
+		return &out, fmt.Errorf("%s answered %s: %s", url, response.Status, out.Error)
+	}
+	return &out, nil
+}
+
+// keptConnection asks over one connection as long as that lives. Unlike
+// http.Transport it never repeats a request on another connection, and never
+// changes the connection for a reason of its own.
+type keptConnection struct {
+	mu     sync.Mutex
+	conn   net.Conn // nil before the first call and after a failed one
+	reader *bufio.Reader
+}
+
+func (k *keptConnection) ask(ctx context.Context, url string) (*reply, string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, "", err
 	}
-	response, err := client.Do(request)
+	connection := "reused"
+	if k.conn == nil {
+		connection = "new"
+		dialer := net.Dialer{Timeout: upstreamTimeout}
+		if k.conn, err = dialer.DialContext(ctx, "tcp", request.URL.Host); err != nil {
+			return nil, connection, err
+		}
+		k.reader = bufio.NewReader(k.conn)
+	}
+	out, err := k.exchange(request)
+	if out == nil {
+		err = errors.Join(err, k.conn.Close())
+		k.conn = nil
+	}
+	return out, connection, err
+}
+
+// exchange makes one request on the connection. Without a reply the
+// connection is of no more use.
+func (k *keptConnection) exchange(request *http.Request) (*reply, error) {
+	if err := k.conn.SetDeadline(time.Now().Add(upstreamTimeout)); err != nil {
+		return nil, err
+	}
+	if err := request.Write(k.conn); err != nil {
+		return nil, err
+	}
+	response, err := http.ReadResponse(k.reader, request)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	defer response.Body.Close()
-	var out reply
-	if err := json.NewDecoder(io.LimitReader(response.Body, 64<<10)).Decode(&out); err != nil {
-		return nil, connection, fmt.Errorf("read the answer of %s: %w", url, err)
-	}
-	// What is left unread would keep the connection from being used again.
-	if _, err := io.Copy(io.Discard, response.Body); err != nil {
-		return nil, connection, fmt.Errorf("read the answer of %s: %w", url, err)
-	}
-	if response.StatusCode != http.StatusOK {
-		return &out, connection, fmt.Errorf("%s answered %s: %s", url, response.Status, out.Error)
-	}
-	return &out, connection, nil
+	return readReply(request.URL.String(), response)
 }
 
 // serve answers on addr until the context ends, then gives open requests a
