@@ -83,8 +83,8 @@ func (e Event) Validate() error {
 	switch {
 	case e.Time.IsZero():
 		return errors.New("event: time is missing")
-	case e.Time.Year() < 1 || e.Time.Year() > 9999:
-		return fmt.Errorf("event: year %d does not fit RFC 3339", e.Time.Year())
+	case !storable(e.Time, e.NotBefore, e.NotAfter, e.FirstTime):
+		return errors.New("event: a time does not fit RFC 3339 in UTC")
 	case e.Kind == "":
 		return errors.New("event: kind is missing")
 	case !oneOf(e.Kind, Kinds()...):
@@ -103,6 +103,18 @@ func (e Event) Validate() error {
 		return fmt.Errorf("event: reason %q of a connection is not in the closed list", e.Reason)
 	}
 	return nil
+}
+
+// storable reports whether each time is zero or can be read again once it is
+// written in UTC. The year in its own zone says too little: at -01:00 the last
+// hour of the year 9999 is in the year 10000.
+func storable(times ...time.Time) bool {
+	for _, t := range times {
+		if year := t.UTC().Year(); !t.IsZero() && (year < 1 || year > 9999) {
+			return false
+		}
+	}
+	return true
 }
 
 // closedList words the refusal of a value outside its list.

@@ -47,6 +47,30 @@ func fullEvent(t testing.TB) Event {
 	return e
 }
 
+func TestATimeThatUTCCannotHoldIsRefused(t *testing.T) {
+	l := openLog(t, testConfig(t))
+	for _, field := range []string{"time", "not_before", "not_after", "first_time"} {
+		for _, at := range []string{"9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00+01:00", "0000-06-01T00:00:00Z"} {
+			times := map[string]string{"time": testTime.Format(time.RFC3339), "kind": string(KindLoss)}
+			times[field] = at
+			text, err := json.Marshal(times)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var e Event
+			if err := json.Unmarshal(text, &e); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.Record(t.Context(), e); err == nil {
+				t.Errorf("%s of %s was taken", field, at)
+			}
+		}
+	}
+	if err := l.Read(0, func(Entry) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestEncoderWritesWhatEncodingJSONWrites(t *testing.T) {
 	for _, e := range []Event{{}, {Time: testTime, Kind: KindLoss}, fullEvent(t)} {
 		entry := Entry{Index: 42, Event: e}

@@ -1,3 +1,5 @@
+// This file holds the test of the leaf encoding against crypto/x509.
+
 package ca
 
 import (

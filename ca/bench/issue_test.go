@@ -309,7 +309,8 @@ func join(address, token string) (*node, error) {
 	}
 	own := cfg.Clone()
 	own.Certificates = []tls.Certificate{{Certificate: resp.GetChain(), PrivateKey: key}}
-	conn2, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(own)))
+	conn2, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(own)),
+		grpc.WithStaticStreamWindowSize(1<<20), grpc.WithStaticConnWindowSize(4<<20))
 	if err != nil {
 		return nil, err
 	}

@@ -1,3 +1,5 @@
+// This file holds the tests of key files.
+
 package keys
 
 import (

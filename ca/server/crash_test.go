@@ -76,6 +76,7 @@ type promised struct {
 }
 
 func TestKilledServerLosesNothingAcknowledged(t *testing.T) {
+	t.Parallel()
 	rounds := 12
 	if testing.Short() {
 		rounds = 3

@@ -1,3 +1,5 @@
+// This file holds the test of signing receipts together.
+
 package server
 
 import (

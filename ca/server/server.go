@@ -182,6 +182,7 @@ func (s *Server) Run(ctx context.Context) error {
 	part(&logs, logsCtx, s.refusals.run)
 	part(&parts, ctx, s.documents.run)
 	part(&parts, ctx, s.pumpCheckpoints)
+	part(&parts, ctx, s.compact)
 	part(&parts, ctx, func(ctx context.Context) error { return rotation.Loop(ctx, &keeper{server: s}, nil) })
 	part(&parts, ctx, s.serveNodes)
 	part(&parts, ctx, s.serveAdmin)
@@ -224,6 +225,23 @@ func (s *Server) prepare(ctx context.Context) error {
 	return nil
 }
 
+// historyKept is how many revisions of the store's history stay.
+const historyKept = 4096
+
+// compact forgets the store's old history as new revisions come, until ctx
+// ends.
+func (s *Server) compact(ctx context.Context) error {
+	var floor uint64
+	// No key has this prefix: only the revisions count.
+	return s.store.Watch(ctx, "none/", s.store.Position().Revision, func(b store.Batch) error {
+		if b.Through < floor+2*historyKept {
+			return nil
+		}
+		floor = b.Through - historyKept
+		return s.store.Compact(ctx, floor)
+	})
+}
+
 // serveNodes serves the node API until ctx ends, then lets the streams say
 // goodbye.
 func (s *Server) serveNodes(ctx context.Context) error {
@@ -238,6 +256,8 @@ func (s *Server) serveNodes(ctx context.Context) error {
 		grpc.ConnectionTimeout(2*s.cfg.HandshakeTimeout),
 		grpc.MaxRecvMsgSize(wire.MaxMessageBytes), grpc.MaxSendMsgSize(wire.MaxMessageBytes),
 		grpc.MaxConcurrentStreams(16), grpc.MaxHeaderListSize(16<<10),
+		// Fixed windows: no ping measures the connection with each batch.
+		grpc.StaticStreamWindowSize(1<<20), grpc.StaticConnWindowSize(4<<20),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: time.Minute}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.unaryGuard), grpc.StreamInterceptor(s.streamGuard), grpc.WaitForHandlers(true),

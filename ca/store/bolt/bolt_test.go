@@ -1,3 +1,5 @@
+// This file runs the conformance suite, and the tests of backup and restore.
+
 package bolt
 
 import (

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 
@@ -138,12 +139,12 @@ func testScanPast(t *testing.T, s store.Store) {
 		if err != nil || rev != 0 && at != rev {
 			t.Fatalf("scan at %d: %v %v", rev, at, err)
 		}
-		got := ""
+		var got strings.Builder
 		for _, e := range entries {
-			got += fmt.Sprintf("%s=%s@%d ", e.Key, e.Value, e.Modified-r1+1)
+			got.WriteString(fmt.Sprintf("%s=%s@%d ", e.Key, e.Value, e.Modified-r1+1))
 		}
-		if got != want {
-			t.Errorf("at %d: %q, want %q", rev, got, want)
+		if got.String() != want {
+			t.Errorf("at %d: %q, want %q", rev, got.String(), want)
 		}
 	}
 }

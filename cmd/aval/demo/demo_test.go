@@ -180,8 +180,8 @@ func TestDemoTellsWhatItMeasured(t *testing.T) {
 	}
 }
 
-// waiting starts a demo that waits at its end, and returns once it does.
-func waiting(t *testing.T, dir string) (*exec.Cmd, *bytes.Buffer) {
+// until starts a demo and returns once its story holds the marker.
+func until(t *testing.T, dir, marker string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
 	command := exec.Command(build(t), "demo")
 	command.Env = append(os.Environ(), "TMPDIR="+dir)
@@ -191,7 +191,7 @@ func waiting(t *testing.T, dir string) (*exec.Cmd, *bytes.Buffer) {
 	}
 	var complaint bytes.Buffer
 	command.Stderr = &complaint
-	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -201,19 +201,19 @@ func waiting(t *testing.T, dir string) (*exec.Cmd, *bytes.Buffer) {
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
 		story.WriteString(lines.Text() + "\n")
-		if strings.Contains(lines.Text(), "explain pid") {
+		if strings.Contains(lines.Text(), marker) {
 			return command, &complaint
 		}
 	}
 	err = command.Wait()
-	t.Fatalf("the demo ended before it waited: %v\n%s%s", err, story.String(), complaint.String())
+	t.Fatalf("the demo ended before %q: %v\n%s%s", marker, err, story.String(), complaint.String())
 	return nil, nil
 }
 
 func TestDeathOfOnePartEndsTheDemoAndIsExplained(t *testing.T) {
 	build(t)
 	dir := openTempDir(t)
-	command, complaint := waiting(t, dir)
+	command, complaint := until(t, dir, "Certificates rotate")
 	agent := 0
 	for pid, line := range processes(t) {
 		if strings.HasPrefix(line, dir) && strings.Contains(line, "/bin/aval agent ") {
@@ -242,7 +242,7 @@ func TestDeathOfOnePartEndsTheDemoAndIsExplained(t *testing.T) {
 func TestInterruptLeavesNothingBehind(t *testing.T) {
 	build(t)
 	dir := openTempDir(t)
-	command, complaint := waiting(t, dir)
+	command, complaint := until(t, dir, "explain pid")
 	if err := command.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
@@ -253,27 +253,37 @@ func TestInterruptLeavesNothingBehind(t *testing.T) {
 }
 
 func TestInterruptedPlayLeavesNothingBehind(t *testing.T) {
-	aval, dir := build(t), openTempDir(t)
-	command := exec.Command(aval, "demo", "--once")
-	command.Env = append(os.Environ(), "TMPDIR="+dir)
-	out, err := command.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	lines := bufio.NewScanner(out)
-	for lines.Scan() && !strings.Contains(lines.Text(), "bin/web") {
-	}
+	build(t)
+	dir := openTempDir(t)
+	command, _ := until(t, dir, "bin/web proxy")
 	if err := command.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.Copy(io.Discard, out); err != nil {
 		t.Fatal(err)
 	}
 	if err := command.Wait(); err == nil {
 		t.Error("a play cut short ended with status 0")
 	}
 	checkGone(t, dir)
+}
+
+func TestKilledDemoLeavesNoProcess(t *testing.T) {
+	build(t)
+	dir := openTempDir(t)
+	command, _ := until(t, dir, "web calls api")
+	if err := command.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Wait(); err == nil {
+		t.Error("a killed demo ended with status 0")
+	}
+	err := ready(t.Context(), 5*time.Second, "the processes to end", func(context.Context) error {
+		for pid, line := range processes(t) {
+			if strings.Contains(line, dir+"/") {
+				return fmt.Errorf("process %d: %s", pid, line)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }

@@ -46,7 +46,7 @@ type joinToken struct {
 	Command    string `json:"command"`
 }
 
-// act is one step of the play.
+// step is one step of the play.
 type step struct {
 	title string
 	act   func(context.Context) error
