@@ -235,6 +235,13 @@ func runExecChild() int {
 // stranger is a child process whose connection this process drives.
 func stranger(t *testing.T, socket string) (grpc.ClientConnInterface, *exec.Cmd, func(string)) {
 	t.Helper()
+	return strangerOf(t, exec.Command(os.Args[0]), socket)
+}
+
+// strangerOf is stranger for a command that runs this test binary in its own
+// way.
+func strangerOf(t *testing.T, cmd *exec.Cmd, socket string) (grpc.ClientConnInterface, *exec.Cmd, func(string)) {
+	t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -242,8 +249,7 @@ func stranger(t *testing.T, socket string) (grpc.ClientConnInterface, *exec.Cmd,
 	theirs := os.NewFile(uintptr(pair[1]), "pair")
 	defer theirs.Close()
 	defer unix.Close(pair[0])
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), execChild+"="+socket)
+	cmd.Env = append(cmd.Environ(), execChild+"="+socket)
 	cmd.ExtraFiles = []*os.File{theirs}
 	in, err := cmd.StdinPipe()
 	if err != nil {

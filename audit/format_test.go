@@ -48,7 +48,7 @@ func fullEvent(t testing.TB) Event {
 }
 
 func TestATimeThatUTCCannotHoldIsRefused(t *testing.T) {
-	l := openLog(t, testConfig(t))
+	l := mustOpen(t, testConfig(memoryDir(t)))
 	for _, field := range []string{"time", "not_before", "not_after", "first_time"} {
 		for _, at := range []string{"9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00+01:00", "0000-06-01T00:00:00Z"} {
 			times := map[string]string{"time": testTime.Format(time.RFC3339), "kind": string(KindLoss)}

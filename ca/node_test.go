@@ -115,4 +115,3 @@ func TestKeysOfANodeFollowEachOther(t *testing.T) {
 		t.Fatalf("keys %v", n.Keys)
 	}
 }
-

@@ -8,9 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 
+	"github.com/aval-id/aval/identity"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
 )
@@ -29,6 +32,27 @@ type Peer struct {
 
 // AuthType names the kind of authentication to gRPC.
 func (*Peer) AuthType() string { return "unix-peer" }
+
+// Attributes reads the attributes of the process. Its effective ids must be
+// those that connected: whoever runs a set-user-ID program on a connection of
+// its own, and leaves the talking to another process, does not become that
+// program's user.
+func (p *Peer) Attributes(hashes *Hashes) (identity.Attributes, error) {
+	a, err := p.Process.Attributes(hashes)
+	if err != nil {
+		return nil, err
+	}
+	for name, id := range map[string]uint32{UID: p.UID, GID: p.GID} {
+		if at := strconv.FormatUint(uint64(id), 10); !slices.Equal(a[name], []string{at}) {
+			return nil, fmt.Errorf("process %d has %s %s, the connection came from %s: %w", p.pid, name, a[name], at, errForeign)
+		}
+	}
+	return a, nil
+}
+
+// errForeign says that a process is not any more what it was when it
+// connected.
+var errForeign = errors.New("it changed its user or group")
 
 // Watch remembers the identity that the peer follows on this connection.
 func (p *Peer) Watch(id string) { p.reporter.Store(&id) }

@@ -90,7 +90,8 @@ type Config struct {
 	// unlimited.
 	ConnectionsQuota int64
 	// MaxConnections bounds open connections on the node listener; a quarter
-	// of them may be in their handshake. Zero means DefaultMaxConnections.
+	// of them may be in their handshake, and a quarter may be of peers without
+	// a certificate. Zero means DefaultMaxConnections.
 	MaxConnections int
 	// HandshakeTimeout bounds a TLS handshake, zero means
 	// DefaultHandshakeTimeout.

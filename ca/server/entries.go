@@ -103,7 +103,7 @@ func (s *Server) oneEntry(req *wire.EntriesRequest, stream wire.Admin_EntriesSer
 // past sends the entries that are there and returns where the future begins.
 func (q query) past(ctx context.Context, log *audit.Log, name string, out *entrySender) (int64, error) {
 	end := log.Size()
-	from, err := q.start(log, end)
+	from, err := q.start(log, name, end)
 	if err != nil {
 		return 0, err
 	}
@@ -124,10 +124,13 @@ func (q query) past(ctx context.Context, log *audit.Log, name string, out *entry
 	return max(from, end), out.flush(name)
 }
 
-// start returns the first index that can match.
-func (q query) start(log *audit.Log, end int64) (int64, error) {
+// start returns the first index that can match. Only the authority log is in
+// order of time: connections are told by nodes, late where a spool waited, and
+// at any time that a node cares to claim, which must not hide what it lies
+// beside.
+func (q query) start(log *audit.Log, name string, end int64) (int64, error) {
 	from := log.Stats().First
-	if !q.filter.Since.IsZero() {
+	if name == AuthorityLog && !q.filter.Since.IsZero() {
 		at, err := indexAt(log, q.filter.Since.Add(-10*time.Minute))
 		if err != nil {
 			return 0, err

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -154,6 +155,25 @@ func (n *nodes) addGrant(ctx context.Context, g ca.Grant, now time.Time) error {
 		delete(n.grants, strings.TrimPrefix(op.Key, prefixToken))
 	}
 	n.grants[g.Hash] = &storedGrant{g, position.Revision}
+	return nil
+}
+
+// dropGrants voids every join token.
+func (n *nodes) dropGrants(ctx context.Context) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for hashes := range slices.Chunk(slices.Collect(maps.Keys(n.grants)), store.MaxOps/2) {
+		ops := make([]store.Op, 0, len(hashes))
+		for _, hash := range hashes {
+			ops = append(ops, store.Delete(prefixToken+hash))
+		}
+		if _, err := n.store.Txn(ctx, nil, ops); err != nil {
+			return fmt.Errorf("join tokens: %w", err)
+		}
+		for _, hash := range hashes {
+			delete(n.grants, hash)
+		}
+	}
 	return nil
 }
 

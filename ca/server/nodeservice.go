@@ -44,9 +44,10 @@ func (s *Server) attest(ctx context.Context, now time.Time, req *wire.AttestRequ
 	var node ca.Node
 	var key ca.ProvenKey
 	var how string
+	var invited time.Time // when the join token was made, zero without one
 	if req.GetToken() != "" {
-		how = "join token"
-		node, key, err = s.redeem(ctx, now, req)
+		how = joinedByToken
+		node, key, invited, err = s.redeem(ctx, now, req)
 	} else {
 		how = "recorded key"
 		node, key, err = s.recognise(req)
@@ -69,7 +70,7 @@ func (s *Server) attest(ctx context.Context, now time.Time, req *wire.AttestRequ
 		return nil, node.Name, err
 	}
 	node, err = s.nodes.update(ctx, node.Name, func(current ca.Node, known bool) (ca.Node, bool, error) {
-		return admit(current, known, node, key, req.GetToken() != "", cert.Leaf.NotAfter)
+		return admit(current, known, node, key, invited, cert.Leaf.NotAfter)
 	})
 	if err != nil {
 		return nil, node.Name, err
@@ -84,16 +85,20 @@ func (s *Server) attest(ctx context.Context, now time.Time, req *wire.AttestRequ
 	}, node.Name, nil
 }
 
-// admit is the node's next stored state after an attestation.
-func admit(current ca.Node, known bool, node ca.Node, key ca.ProvenKey, joined bool, notAfter time.Time) (ca.Node, bool, error) {
-	if !joined {
-		// What was checked before the certificate was signed must still hold.
+// joinedByToken is the detail of the event of a node that joined by token.
+const joinedByToken = "join token"
+
+// admit is the node's next stored state after an attestation. What was
+// checked before the certificate was signed is checked again: the node may
+// have been evicted meanwhile.
+func admit(current ca.Node, known bool, node ca.Node, key ca.ProvenKey, invited, notAfter time.Time) (ca.Node, bool, error) {
+	if invited.IsZero() {
 		if _, err := current.Attest(key); err != nil {
 			return current, false, err
 		}
 		node, _ = current.KeyUsed(key)
 	} else if known {
-		if err := readmit(current, node); err != nil {
+		if err := readmit(current, invited); err != nil {
 			return current, false, err
 		}
 	}
@@ -104,41 +109,38 @@ func admit(current ca.Node, known bool, node ca.Node, key ca.ProvenKey, joined b
 }
 
 // readmit checks that a joining node may take the place of the one of the
-// same name: a token made before an eviction does not undo it.
-func readmit(current, joining ca.Node) error {
-	if current.Evicted && !joining.Attested.After(current.EvictedAt) {
+// same name: a token made before an eviction does not undo it, whenever it is
+// used.
+func readmit(current ca.Node, invited time.Time) error {
+	if current.Evicted && !invited.After(current.EvictedAt) {
 		return &ca.Refusal{Cause: ca.CauseDenied, Reason: ca.ReasonEvicted, Err: status.Errorf(codes.PermissionDenied, "node %s was evicted after its token was made", current.Name)}
 	}
 	return nil
 }
 
-// redeem admits the bearer of a join token.
-func (s *Server) redeem(ctx context.Context, now time.Time, req *wire.AttestRequest) (ca.Node, ca.ProvenKey, error) {
+// redeem admits the bearer of a join token, and says when the token was made.
+func (s *Server) redeem(ctx context.Context, now time.Time, req *wire.AttestRequest) (node ca.Node, key ca.ProvenKey, invited time.Time, err error) {
 	token, err := ca.ParseToken(req.GetToken())
 	if err != nil {
-		return ca.Node{}, ca.ProvenKey{}, err
+		return node, key, invited, err
 	}
-	key, err := ca.ProveCSR(req.GetCsr())
-	if err != nil {
-		return ca.Node{}, ca.ProvenKey{}, err
+	if key, err = ca.ProveCSR(req.GetCsr()); err != nil {
+		return node, key, invited, err
 	}
 	grant, err := s.nodes.bind(ctx, token, key, now)
+	stranger := ca.Node{Name: grant.Node}
 	if err != nil {
-		return ca.Node{Name: grant.Node}, key, err
+		return stranger, key, invited, err
 	}
-	node, err := grant.Admit(s.cfg.TrustDomain, key, now)
-	if err != nil {
-		return ca.Node{Name: grant.Node}, key, err
+	if node, err = grant.Admit(s.cfg.TrustDomain, key, now); err != nil {
+		return stranger, key, invited, err
 	}
 	if current, ok := s.nodes.get(node.Name); ok {
-		// The token's own time counts against an eviction, not this moment.
-		dated := node
-		dated.Attested = grant.Created
-		if err := readmit(current, dated); err != nil {
-			return ca.Node{Name: grant.Node}, key, err
+		if err := readmit(current, grant.Created); err != nil {
+			return stranger, key, invited, err
 		}
 	}
-	return node, key, nil
+	return node, key, grant.Created, nil
 }
 
 // recognise takes a known node by a key that is recorded for it.

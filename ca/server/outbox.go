@@ -199,4 +199,3 @@ func (d *documents) again() {
 	default:
 	}
 }
-

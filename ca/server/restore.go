@@ -34,7 +34,8 @@ type Restored struct {
 // so that every node takes everything anew. The backup is verified first; no
 // server may run. Keys, certificates and logs are not part of a backup and
 // stay as they are. The next start records the act, keeps evictions that the
-// log holds and the backup does not, and the keys that nodes have used since.
+// log holds and the backup does not, and the keys that nodes have used since, and
+// voids every join token.
 func Restore(backup, dataDir string) (Restored, error) {
 	if err := secureDir(dataDir); err != nil {
 		return Restored{}, err
@@ -83,6 +84,11 @@ func (s *Server) reconcile(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("restored store: %w", err)
 	}
+	// A token that was used since the backup is unused again in it: whoever
+	// finds it could join with another key.
+	if err := s.nodes.dropGrants(ctx); err != nil {
+		return fmt.Errorf("restored store: %w", err)
+	}
 	for id, seen := range latest {
 		if err := s.reconcileNode(ctx, id, seen); err != nil {
 			return fmt.Errorf("restored store: %w", err)
@@ -105,6 +111,7 @@ func (s *Server) reconcile(ctx context.Context, now time.Time) error {
 type loggedNode struct {
 	keys    []string
 	evicted time.Time
+	invited bool // a join token was made after the eviction
 }
 
 // nodesOfLog reads all of the authority log. Only a restore pays for that.
@@ -113,12 +120,19 @@ func (s *Server) nodesOfLog() (map[string]loggedNode, error) {
 	err := s.authorityLog.Read(s.authorityLog.Stats().First, func(e audit.Entry) error {
 		n := latest[e.Node]
 		switch e.Kind {
+		case audit.KindTokenCreated:
+			n.invited = true
 		case audit.KindNodeAttested:
+			// The record comes first: an attestation that was under way when
+			// its node was evicted stands in the log, and admitted nobody.
+			if !n.evicted.IsZero() && !n.invited {
+				return nil
+			}
 			n = loggedNode{keys: []string{e.KeySHA256}}
 		case audit.KindNodeRenewed:
 			n.keys = append(slices.Clone(n.keys[max(0, len(n.keys)-1):]), e.KeySHA256)
 		case audit.KindNodeEvicted:
-			n.evicted = e.Time
+			n.evicted, n.invited = e.Time, false
 		default:
 			return nil
 		}

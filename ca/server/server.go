@@ -249,7 +249,8 @@ func (s *Server) serveNodes(ctx context.Context) error {
 	config := mtls.OptionalServerConfig(s, mtls.NewVerifier(0), mtls.HasRole(s.cfg.TrustDomain, identity.RoleNode))
 	config.NextProtos = []string{"h2"}
 	transport := &nodeTransport{config: config, timeout: s.cfg.HandshakeTimeout,
-		slots: make(chan struct{}, max(1, s.cfg.MaxConnections/4)), refuse: s.refuseConnection}
+		slots: make(chan struct{}, max(1, s.cfg.MaxConnections/4)), strangers: make(chan struct{}, max(1, s.cfg.MaxConnections/4)),
+		refuse: s.refuseConnection}
 	g := grpc.NewServer(
 		grpc.Creds(transport),
 		// The preface after the handshake has the same deadline.

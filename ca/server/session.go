@@ -5,6 +5,7 @@ package server
 
 import (
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -314,10 +315,11 @@ func (d *deltas) finish() []*wire.Delta {
 	return d.list
 }
 
-// clip bounds a text that came from a client.
+// clip bounds a text that came from a client. What is left is UTF-8, as every
+// message must be: half a letter would make an answer that cannot be sent.
 func clip(s string, n int) string {
 	if len(s) > n {
-		return s[:n]
+		return strings.ToValidUTF8(s[:n], "")
 	}
 	return s
 }

@@ -242,3 +242,23 @@ func TestBackupAndRestoreForceAResync(t *testing.T) {
 	}
 }
 
+func TestExpiredNodeComesBackByItsKeyAlone(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(shortDir(t))
+	cfg.NodeTTL = time.Second
+	r := start(t, cfg)
+	n := r.join(t, "one", nil)
+	<-time.NewTimer(time.Until(n.chain[0].NotAfter) + 50*time.Millisecond).C
+	if _, err := n.trySync(t); err == nil {
+		t.Fatal("an expired node was admitted")
+	}
+	waitEvent(t, r.connections, "expiry", func(e audit.Event) bool { return e.Reason == audit.ReasonExpired && e.ClientID == n.id })
+	_, anonymous := r.dial(t, nil)
+	resp, err := anonymous.Attest(t.Context(), &wire.AttestRequest{NodeId: n.id, Csr: csrOf(n.key)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.chain = must(identity.ParseChain(resp.GetChain()))
+	n.connect(t)
+	n.sync(t)
+}

@@ -21,8 +21,10 @@ import (
 )
 
 const (
-	// recordsAtOnce bounds the record batches of one node that wait.
-	recordsAtOnce = 64
+	// recordsAtOnce bounds the record batches of one node that wait, each as
+	// large as a message may be. An agent sends the next when the last is
+	// acknowledged.
+	recordsAtOnce = 2
 	// helloTimeout bounds the wait for a stream's first frame.
 	helloTimeout = 10 * time.Second
 	// goodbyeTimeout bounds the wait for a node that does not read.

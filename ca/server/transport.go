@@ -25,6 +25,8 @@ import (
 var (
 	errTooManyConnections = errors.New("too many connections")
 	errTooManyHandshakes  = errors.New("too many handshakes at once")
+	errTooManyStrangers   = errors.New("too many connections without a certificate")
+	errTooMuch            = errors.New("a peer without a certificate sent more than one call needs")
 )
 
 // limitListener closes connections beyond a limit at once instead of letting
@@ -78,7 +80,55 @@ type nodeTransport struct {
 	config  *tls.Config
 	timeout time.Duration
 	slots   chan struct{} // one for each handshake at a time
-	refuse  func(net.Conn, error)
+	// strangers has one for each open connection without a certificate.
+	strangers chan struct{}
+	refuse    func(net.Conn, error)
+}
+
+// A peer without a certificate can make one call, which is short. Beyond that
+// it is cut off, so that it holds neither memory nor a connection.
+const (
+	strangerBytes    = 128 << 10 // that it may send
+	strangerTimeouts = 3         // its time, in handshake timeouts
+)
+
+// strangerConn is a connection of a peer without a certificate.
+type strangerConn struct {
+	net.Conn
+	left  int64 // owned by the one reader
+	timer *time.Timer
+	once  sync.Once
+	give  func()
+}
+
+// Read reads as long as the peer has not sent too much.
+func (c *strangerConn) Read(b []byte) (int, error) {
+	if c.left <= 0 {
+		return 0, errTooMuch
+	}
+	n, err := c.Conn.Read(b[:min(int64(len(b)), c.left)])
+	c.left -= int64(n)
+	return n, err
+}
+
+// Close gives the connection's place back.
+func (c *strangerConn) Close() error {
+	c.timer.Stop()
+	c.once.Do(c.give)
+	return c.Conn.Close()
+}
+
+// stranger wraps the connection of a peer without a certificate, if there is
+// a place for one.
+func (t *nodeTransport) stranger(conn net.Conn) (net.Conn, error) {
+	select {
+	case t.strangers <- struct{}{}:
+	default:
+		return nil, errTooManyStrangers
+	}
+	return &strangerConn{Conn: conn, left: strangerBytes, give: func() { <-t.strangers },
+		// The transport above sees the end and closes its side.
+		timer: time.AfterFunc(strangerTimeouts*t.timeout, func() { conn.Close() })}, nil
 }
 
 // ServerHandshake does one handshake within its deadline.
@@ -101,7 +151,16 @@ func (t *nodeTransport) ServerHandshake(raw net.Conn) (net.Conn, credentials.Aut
 	raw.SetDeadline(time.Time{})
 	peer := tlsPeer{state: conn.ConnectionState()}
 	peer.SecurityLevel = credentials.PrivacyAndIntegrity
-	return conn, peer, nil
+	if len(peer.state.PeerCertificates) > 0 {
+		return conn, peer, nil
+	}
+	limited, err := t.stranger(conn)
+	if err != nil {
+		t.refuse(raw, err)
+		raw.Close()
+		return nil, nil, err
+	}
+	return limited, peer, nil
 }
 
 // ClientHandshake is not offered.
@@ -155,7 +214,7 @@ func connectionReason(err error) audit.Reason {
 	}
 	netErr, isNet := errors.AsType[net.Error](err)
 	switch {
-	case errors.Is(err, errTooManyConnections), errors.Is(err, errTooManyHandshakes):
+	case errors.Is(err, errTooManyConnections), errors.Is(err, errTooManyHandshakes), errors.Is(err, errTooManyStrangers):
 		return audit.ReasonLimit
 	case errors.Is(err, os.ErrDeadlineExceeded), isNet && netErr.Timeout():
 		return audit.ReasonHandshakeTimeout

@@ -40,7 +40,7 @@ type agentSettings struct {
 func (c *cli) agentCommand() *cobra.Command {
 	s := &agentSettings{operation: defaultOperation, DataDir: defaultAgentDir, Socket: defaultAgentSocket}
 	cmd := &cobra.Command{
-		Use: "agent", Short: "Run a node's agent: attestation, keys, the Workload API", Args: cobra.NoArgs,
+		Use: "agent", Short: "Run a node's agent: attestation, keys, the Workload API", Args: takes(),
 		Long: `Agent joins a node to its server and serves the SPIFFE Workload API. The first
 start needs a join token and either the root's hash or a bundle file, by which
 the server is verified before anything is sent; "aval token create" prints the

@@ -28,7 +28,7 @@ A document without a namespace goes into the one that -n names, or "default".`,
 		Example: `  aval apply -f web.yaml
   aval apply -f documents/ --dry-run
   cat web.yaml | aval apply -f - -n shop`,
-		Args: cobra.NoArgs,
+		Args: takes(),
 	}
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, directory, or - for the standard input; may be repeated")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only show what would change")

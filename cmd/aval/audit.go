@@ -138,7 +138,7 @@ func (c *cli) auditTailCommand() *cobra.Command {
 	var follow bool
 	var last int64
 	cmd := &cobra.Command{
-		Use: "tail", Short: "Show the newest entries", Args: cobra.NoArgs,
+		Use: "tail", Short: "Show the newest entries", Args: takes(),
 		Example: `  aval audit tail
   aval audit tail -f --kind connection
   aval audit tail -n 100 --log authority -o jsonl`,
@@ -184,12 +184,19 @@ func (c *cli) printEntryLine(log string, raw []byte) error {
 	case audit.VerdictDenied, audit.VerdictFailed:
 		verdict = c.paint(red, verdict)
 	}
-	parts := []string{e.Time.Local().Format("15:04:05.000"), fmt.Sprintf("%s/%d", log, e.Index), string(e.Kind), verdict}
-	if e.ClientID != "" || e.ServerID != "" {
+	reason := e.Reason
+	if reason == string(e.Verdict) {
+		reason = "" // said already
+	}
+	parts := []string{localTime(e.Time, time.Now()), fmt.Sprintf("%s/%d", log, e.Index), string(e.Kind), verdict}
+	switch {
+	case e.Kind == audit.KindConnection:
 		parts = append(parts, orDash(e.ClientID)+" -> "+orDash(e.ServerID))
+	case e.ServerID != "":
+		parts = append(parts, e.ServerID)
 	}
 	for _, pair := range [][2]string{
-		{"", e.SPIFFEID}, {"", e.Document}, {"reason", e.Reason}, {"policy", e.Policy}, {"mode", e.Mode},
+		{"", e.SPIFFEID}, {"", e.Document}, {"reason", reason}, {"policy", e.Policy}, {"mode", e.Mode},
 		{"serial", e.Serial}, {"node", e.Node}, {"actor", e.Actor}, {"", e.Detail},
 	} {
 		switch {
@@ -210,6 +217,15 @@ func (c *cli) printEntryLine(log string, raw []byte) error {
 	return err
 }
 
+// localTime prints the time of day, and the day where it is another one.
+func localTime(t, now time.Time) string {
+	t, now = t.Local(), now.Local()
+	if t.YearDay() == now.YearDay() && t.Year() == now.Year() {
+		return t.Format("15:04:05.000")
+	}
+	return t.Format("2006-01-02 15:04:05.000")
+}
+
 func orDash(s string) string {
 	if s == "" {
 		return "?"
@@ -220,7 +236,7 @@ func orDash(s string) string {
 func (c *cli) auditShowCommand() *cobra.Command {
 	log := ""
 	cmd := &cobra.Command{
-		Use: "show INDEX", Short: "Show one entry", Args: cobra.ExactArgs(1),
+		Use: "show INDEX", Short: "Show one entry", Args: takes("INDEX"),
 		Example: `  aval audit show 42
   aval audit show 7 --log connections -o json`,
 	}
@@ -263,7 +279,7 @@ func (c *cli) showEntry(ctx context.Context, admin wire.AdminClient, req *wire.E
 func (c *cli) auditExportCommand() *cobra.Command {
 	var f entryFilter
 	cmd := &cobra.Command{
-		Use: "export", Short: "Write entries as JSON lines", Args: cobra.NoArgs,
+		Use: "export", Short: "Write entries as JSON lines", Args: takes(),
 		Long: `Export writes entries as JSON objects, one a line, in the form that
 "aval audit schema" prints. It reads from the server, or with --data-dir from
 the server's data directory or a copy, without the server.`,
@@ -312,7 +328,7 @@ func (c *cli) exportOffline(f entryFilter, filter audit.Filter) error {
 
 func (c *cli) auditSchemaCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "schema", Short: "Print the JSON Schema of an entry", Args: cobra.NoArgs,
+		Use: "schema", Short: "Print the JSON Schema of an entry", Args: takes(),
 		Example: "  aval audit schema > audit.schema.json",
 		RunE: act(func(context.Context, []string) error {
 			_, err := c.out.Write(audit.Schema())

@@ -17,16 +17,18 @@ import (
 func (c *cli) backupCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
-		Use: "backup --output FILE", Short: "Save a consistent copy of the store", Args: cobra.NoArgs,
+		Use: "backup --output FILE", Short: "Save a consistent copy of the store", Args: takes(),
 		Long: `Backup writes the store of a running server, as it is at one moment, with a
 checksum. It holds documents, nodes and tokens' hashes; the keys and
 certificates of the data directory and the logs are not in it.`,
 		Example: "  aval backup --output aval-$(date +%F).backup",
 	}
 	cmd.Flags().StringVar(&output, "output", "", "file to write, mode 0600; an existing file is replaced")
-	_ = cmd.MarkFlagRequired("output")
 	c.adminFlag(cmd)
 	cmd.RunE = act(func(ctx context.Context, _ []string) error {
+		if output == "" {
+			return usage(errors.New("backup: --output is missing"))
+		}
 		return c.admin(ctx, func(admin wire.AdminClient) error { return c.backup(ctx, admin, output) })
 	})
 	return cmd

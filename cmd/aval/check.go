@@ -57,7 +57,7 @@ func (f *findings) count(result string) int {
 func (c *cli) checkCommand() *cobra.Command {
 	var strict bool
 	cmd := &cobra.Command{
-		Use: "check", Short: "Check the server and the agent on this machine", Args: cobra.NoArgs,
+		Use: "check", Short: "Check the server and the agent on this machine", Args: takes(),
 		Long: `Check looks at the server and at the agent of this machine, whichever is there
 or is named by a flag: sockets, permissions, clocks, how much of each lifetime
 is left, reachability, store, record, and documents that say more than they

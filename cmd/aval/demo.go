@@ -13,7 +13,7 @@ import (
 func (c *cli) demoCommand() *cobra.Command {
 	var o demo.Options
 	cmd := &cobra.Command{
-		Use: "demo", Short: "Play all of it on this machine, step by step", Args: cobra.NoArgs,
+		Use: "demo", Short: "Play all of it on this machine, step by step", Args: takes(),
 		Long: `Demo starts a real server, a real agent and real services behind real proxies
 as separate processes in a temporary directory, and tells what happens: a
 trust domain, a node, identities, an allowed call, a denied one, plaintext in

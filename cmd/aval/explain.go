@@ -31,7 +31,7 @@ It exits with 1 where the process has no identity. Root, the agent's user and
 the process's own user may ask.`,
 		Example: `  aval explain pid 4242
   aval explain pid $(pidof web) --socket /run/aval/agent/workload.sock -o json`,
-		Args: cobra.ExactArgs(1),
+		Args: takes("PID"),
 	}
 	c.socketFlag(cmd)
 	c.outputFlag(cmd, formTable, formJSON, formYAML)

@@ -74,7 +74,12 @@ func called(act string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return &callError{act, status.Convert(err)}
+	st := status.Convert(err)
+	if st.Code() == codes.Unimplemented {
+		return hinted(&callError{act, st}, exitUnreachable,
+			"another process listens there: --admin-socket is the server's, --socket the agent's")
+	}
+	return &callError{act, st}
 }
 
 // exitCode maps an error to its exit code.

@@ -32,7 +32,7 @@ Kinds: registrations, peerauthentications, authorizationpolicies, all.`,
 		Example: `  aval get registrations -n shop
   aval get registration web -n shop -o yaml
   aval get all -o json`,
-		Args: cobra.RangeArgs(1, 2),
+		Args: takes("KIND", "[NAME]"),
 	}
 	c.namespaceFlag(cmd, "", "namespace; for a name it is \"default\" unless given")
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "all namespaces")

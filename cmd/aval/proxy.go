@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 
 	"github.com/aval-id/aval/proxy"
 	"github.com/spf13/cobra"
@@ -16,7 +17,7 @@ func (c *cli) proxyCommand() *cobra.Command {
 	o := defaultOperation
 	path := c.lookup("AVAL_PROXY_CONFIG")
 	cmd := &cobra.Command{
-		Use: "proxy --config FILE", Short: "Run a workload's proxy: mTLS in front of any TCP protocol", Args: cobra.NoArgs,
+		Use: "proxy --config FILE", Short: "Run a workload's proxy: mTLS in front of any TCP protocol", Args: takes(),
 		Long: `Proxy takes identity and policy from the agent's socket and puts mTLS in front
 of a workload. The file is strict YAML:
 
@@ -58,6 +59,9 @@ func (c *cli) runProxy(ctx context.Context, path string, o operation) error {
 		return usage(fmt.Errorf("proxy: configuration: %w", err))
 	}
 	cfg.Logger = log
+	if c.lookup("GOGC") == "" {
+		debug.SetGCPercent(proxy.GCPercent)
+	}
 	p, err := proxy.New(cfg)
 	if err != nil {
 		return usage(err)

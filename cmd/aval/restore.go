@@ -17,7 +17,7 @@ func (c *cli) restoreCommand() *cobra.Command {
 	var dataDir, input string
 	var force bool
 	cmd := &cobra.Command{
-		Use: "restore --data-dir DIR --input FILE", Short: "Put a backup in place of a stopped server's store", Args: cobra.NoArgs,
+		Use: "restore --data-dir DIR --input FILE", Short: "Put a backup in place of a stopped server's store", Args: takes(),
 		Long: `Restore checks a backup and puts it in place of the store of a server that is
 stopped. The restored store begins a new epoch, so that every agent takes a
 full new snapshot. An existing store is replaced with --force alone.`,
@@ -26,8 +26,6 @@ full new snapshot. An existing store is replaced with --force alone.`,
 	cmd.Flags().StringVar(&dataDir, "data-dir", "", "the server's data directory")
 	cmd.Flags().StringVar(&input, "input", "", "the backup")
 	cmd.Flags().BoolVar(&force, "force", false, "replace an existing store")
-	_ = cmd.MarkFlagRequired("data-dir")
-	_ = cmd.MarkFlagRequired("input")
 	cmd.RunE = act(func(_ context.Context, _ []string) error {
 		if dataDir == "" || input == "" {
 			return usage(errors.New("restore: --data-dir and --input are both needed"))

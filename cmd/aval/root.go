@@ -69,7 +69,8 @@ Exit codes: 0 done, 1 a negative finding, 2 usage, 3 an invalid document,
 		SilenceUsage:  true,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(nearFlag(cmd, err)) })
+	root.SetHelpCommand(helpCommand())
 	root.SetHelpCommandGroupID("look")
 	root.AddGroup(
 		&cobra.Group{ID: "run", Title: "Run:"},
@@ -196,7 +197,8 @@ func (v *choice) Set(s string) error {
 		*v.value = s
 		return nil
 	}
-	return fmt.Errorf("%q is none of %s", s, strings.Join(v.forms, ", "))
+	named := slices.DeleteFunc(slices.Clone(v.forms), func(form string) bool { return form == "" })
+	return fmt.Errorf("%q is none of %s", s, strings.Join(named, ", "))
 }
 
 func (v *choice) Type() string { return "form" }

@@ -52,7 +52,7 @@ func (c *cli) serverCommand() *cobra.Command {
 		operation: defaultOperation, DataDir: "/var/lib/aval/server", Listen: "127.0.0.1:8443", AdminSocket: defaultAdminSocket,
 	}
 	cmd := &cobra.Command{
-		Use: "server", Short: "Run the server: CA, registrations, policies, record", Args: cobra.NoArgs,
+		Use: "server", Short: "Run the server: CA, registrations, policies, record", Args: takes(),
 		Long: `Server runs the certificate authority and identity service of a trust domain.
 Its first start makes the root and this server's own intermediate; later
 starts find them.

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity"
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
@@ -33,7 +32,7 @@ them. With --write it stores each as svid.N.pem (leaf first), svid.N.key
 (PKCS#8, mode 0600) and bundle.N.pem, N from 0. Files are replaced whole.`,
 		Example: `  aval svid fetch
   aval svid fetch --socket /run/aval/agent/workload.sock --write /run/web/tls --timeout 30s`,
-		Args: cobra.NoArgs,
+		Args: takes(),
 	}
 	cmd.Flags().StringVar(&dir, "write", "", "directory to store the identities in; made with mode 0700 if absent")
 	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Second, "how long to wait for an identity")
@@ -106,7 +105,7 @@ func fetchFailure(err error) error {
 	switch st.Code() {
 	case codes.PermissionDenied:
 		return hinted(fmt.Errorf("svid fetch: no identity: %s", st.Message()), exitDenied,
-			"aval explain pid %d, for a process that is still there, says what is missing", os.Getpid())
+			"aval explain pid PID says what is missing, of a process that is running; of this shell: aval explain pid $$")
 	case codes.Unavailable, codes.DeadlineExceeded:
 		return hinted(fmt.Errorf("svid fetch: the agent has no answer: %s", st.Message()), exitUnreachable,
 			"has the agent reached its server? aval check shows it")
@@ -179,11 +178,35 @@ func (c *cli) keepSVIDs(got *workloadapi.X509Context, dir string) error {
 }
 
 func writeSVID(f files, chain, key, bundle []byte) error {
-	if err := audit.WriteFile(f.Key, key, 0o600); err != nil {
+	if err := replaceFile(f.Key, key, 0o600); err != nil {
 		return err
 	}
-	if err := audit.WriteFile(f.Chain, chain, 0o644); err != nil {
+	if err := replaceFile(f.Chain, chain, 0o644); err != nil {
 		return err
 	}
-	return audit.WriteFile(f.Bundle, bundle, 0o644)
+	return replaceFile(f.Bundle, bundle, 0o644)
+}
+
+// replaceFile puts data in place of path at once: a reader finds the old
+// content or the new, never a part, and never a wider mode. It doesn't wait
+// for the disk, since after a power cut there are new identities to fetch.
+func replaceFile(path string, data []byte, mode os.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil && mode != 0o600 {
+		err = f.Chmod(mode)
+	}
+	if closed := f.Close(); err == nil {
+		err = closed
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
 }

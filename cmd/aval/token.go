@@ -13,6 +13,8 @@ import (
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/wire"
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 func (c *cli) tokenCommand() *cobra.Command {
@@ -31,7 +33,7 @@ uses it, and that key may try again until the token expires. The node's name
 and attributes are fixed by the token, not by what the node says.`,
 		Example: `  aval token create --ttl 10m
   aval token create --node db-1 --attribute zone=eu --attribute tier=db -o json`,
-		Args: cobra.NoArgs,
+		Args: takes(),
 	}
 	cmd.Flags().DurationVar(&ttl, "ttl", 10*time.Minute, "how long the token may be used")
 	cmd.Flags().StringVar(&node, "node", "", "name of the node (default: the server picks one)")
@@ -67,6 +69,9 @@ func parseAttributes(pairs []string) (identity.Attributes, error) {
 func (c *cli) createToken(ctx context.Context, admin wire.AdminClient, req *wire.CreateTokenRequest) error {
 	resp, err := admin.CreateToken(ctx, req)
 	if err != nil {
+		if status.Code(err) == codes.InvalidArgument {
+			return usage(called("token create", err))
+		}
 		return called("token create", err)
 	}
 	out := struct {
@@ -136,7 +141,7 @@ func nodeOf(s *wire.NodeState) node {
 
 func (c *cli) nodeListCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "list", Short: "List the nodes", Args: cobra.NoArgs, Aliases: []string{"ls"},
+		Use: "list", Short: "List the nodes", Args: takes(), Aliases: []string{"ls"},
 		Example: "  aval node list\n  aval node list -o json",
 	}
 	c.adminFlag(cmd)
@@ -166,7 +171,7 @@ func (c *cli) nodeListCommand() *cobra.Command {
 
 func (c *cli) nodeShowCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "show NAME", Short: "Show a node and its live SVIDs", Args: cobra.ExactArgs(1),
+		Use: "show NAME", Short: "Show a node and its live SVIDs", Args: takes("NAME"),
 		Example:           "  aval node show db-1\n  aval node show db-1 -o json",
 		ValidArgsFunction: c.completeNode,
 	}
@@ -176,16 +181,21 @@ func (c *cli) nodeShowCommand() *cobra.Command {
 		return c.admin(ctx, func(admin wire.AdminClient) error {
 			resp, err := admin.ListNodes(ctx, &wire.ListNodesRequest{Name: args[0]})
 			if err != nil {
-				return called("node show", err)
-			}
-			if len(resp.GetNodes()) == 0 {
-				return hinted(fmt.Errorf("node show: there is no node %s", args[0]), exitNegative, "aval node list shows all of them")
+				return nodeFailure("node show", err)
 			}
 			n := nodeOf(resp.GetNodes()[0])
 			return c.show(n, func() error { return c.printNode(n) })
 		})
 	})
 	return cmd
+}
+
+// nodeFailure says where the names of nodes are.
+func nodeFailure(act string, err error) error {
+	if status.Code(err) == codes.NotFound {
+		return hinted(called(act, err), exitNegative, "aval node list shows all of them")
+	}
+	return called(act, err)
 }
 
 func (c *cli) printNode(n node) error {
@@ -215,7 +225,7 @@ func (c *cli) printLive(svids []liveSVID, now time.Time) error {
 
 func (c *cli) nodeEvictCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "evict NAME", Short: "Shut a node out, from this moment", Args: cobra.ExactArgs(1),
+		Use: "evict NAME", Short: "Shut a node out, from this moment", Args: takes("NAME"),
 		Long: `Evict ends the node's rights at once: its stream is closed, and it gets
 nothing more. SVIDs that it holds live on until their ends; the command lists
 them, since nothing but their expiry ends them for peers that are not Aval's.`,
@@ -231,7 +241,7 @@ them, since nothing but their expiry ends them for peers that are not Aval's.`,
 		return c.admin(ctx, func(admin wire.AdminClient) error {
 			resp, err := admin.EvictNode(ctx, &wire.EvictNodeRequest{Name: args[0]})
 			if err != nil {
-				return called("node evict", err)
+				return nodeFailure("node evict", err)
 			}
 			n := nodeOf(resp.GetNode())
 			return c.show(n, func() error {

@@ -41,7 +41,7 @@ type verification struct {
 func (c *cli) auditVerifyCommand() *cobra.Command {
 	var dataDir, log, key, checkpoints string
 	cmd := &cobra.Command{
-		Use: "verify", Short: "Check that nothing in the record was changed", Args: cobra.NoArgs,
+		Use: "verify", Short: "Check that nothing in the record was changed", Args: takes(),
 		Long: `Verify checks each entry, the hash chain, the Merkle tiles and the signed
 checkpoint, on a data directory (while the server runs, too) or on a copy of a
 log. It names the first bad entry's index, or the tile, and exits with 1.
@@ -58,10 +58,12 @@ all, is shown by them.`,
 	cmd.Flags().StringVar(&key, "key", "", "file with the log's key: the verifier key's text, or the server's key file (default: key.pub beside the log)")
 	cmd.Flags().StringVar(&checkpoints, "checkpoints", "", "directory or file with earlier checkpoints of the log")
 	cmd.MarkFlagsMutuallyExclusive("data-dir", "log")
-	cmd.MarkFlagsOneRequired("data-dir", "log")
 	cmd.MarkFlagsMutuallyExclusive("data-dir", "key")
 	c.outputFlag(cmd, formTable, formJSON, formYAML)
 	cmd.RunE = act(func(context.Context, []string) error {
+		if dataDir == "" && log == "" {
+			return usage(errors.New("audit verify: name the record: --data-dir, or --log for one log"))
+		}
 		targets := []logTarget{{name: filepath.Base(log), dir: log, key: key}}
 		if dataDir != "" {
 			targets = []logTarget{

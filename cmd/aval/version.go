@@ -54,7 +54,7 @@ func build() built {
 
 func (c *cli) versionCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", Args: takes(),
 		Example: "  aval version\n  aval version -o json",
 	}
 	c.outputFlag(cmd, formTable, formJSON, formYAML)
@@ -75,7 +75,7 @@ func (c *cli) completionCommand() *cobra.Command {
 		Example: `  source <(aval completion bash)
   aval completion zsh > "${fpath[1]}/_aval"
   aval completion fish > ~/.config/fish/completions/aval.fish`,
-		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		Args:      cobra.MatchAll(takes("the shell"), cobra.OnlyValidArgs),
 		ValidArgs: shells,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

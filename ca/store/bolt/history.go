@@ -142,7 +142,9 @@ func (s *Store) Watch(ctx context.Context, prefix string, from uint64, fn func(s
 		s.mu.Lock()
 		moved, now := s.moved, s.position.Revision
 		s.mu.Unlock()
-		if from > now {
+		// Later on from may be ahead: a commit is readable a moment before it
+		// is announced.
+		if first && from > now {
 			return fmt.Errorf("store: watch from %d: %w", from, store.ErrFuture)
 		}
 		if from < now || first {
