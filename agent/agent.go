@@ -28,6 +28,7 @@ import (
 	"github.com/aval-id/aval/agent/roster"
 	"github.com/aval-id/aval/agent/spool"
 	"github.com/aval-id/aval/agent/upstream"
+	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity/policy"
 	"github.com/aval-id/aval/identity/wire"
 )
@@ -211,18 +212,8 @@ func (a *Agent) status() *wire.StatusResponse {
 
 // openDataDir makes or checks the data directory and locks it.
 func openDataDir(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := audit.PrivateDir(dir); err != nil {
 		return nil, err
-	}
-	fi, err := os.Stat(dir)
-	if err != nil {
-		return nil, err
-	}
-	if !fi.IsDir() {
-		return nil, errors.New("it is not a directory")
-	}
-	if perm := fi.Mode().Perm(); perm&0o077 != 0 {
-		return nil, fmt.Errorf("its mode is %04o: others could reach the node's key; chmod 700 it", perm)
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

@@ -6,6 +6,7 @@ package agent
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -146,7 +147,7 @@ func TestConfigRefusesWhatCannotWork(t *testing.T) {
 func looseDir(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir() + "/loose"
-	if err := os.Mkdir(dir, 0o755); err != nil {
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(dir+"/key", nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	return dir

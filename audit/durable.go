@@ -57,6 +57,31 @@ func fillFile(f *os.File, data []byte, mode os.FileMode) error {
 	return err
 }
 
+// PrivateDir makes sure that dir is a directory that nobody but its owner may
+// enter. A missing one is made with mode 0700, and an empty one of this user is
+// narrowed to it. One that holds something already is refused where others may
+// look into it: what lies there may have been read or replaced.
+func PrivateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	fi, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if !fi.IsDir() {
+		return fmt.Errorf("%s is not a directory", dir)
+	}
+	perm := fi.Mode().Perm()
+	if perm&0o077 == 0 {
+		return nil
+	}
+	if entries, err := os.ReadDir(dir); err == nil && len(entries) == 0 && os.Chmod(dir, 0o700) == nil {
+		return nil
+	}
+	return fmt.Errorf("%s has mode %04o: others may look into it; chmod 0700 it", dir, perm)
+}
+
 // syncDir makes the names in a directory durable.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)

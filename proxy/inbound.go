@@ -189,8 +189,10 @@ func (v *visit) terminate(ctx context.Context, far *raw) bool {
 	began := time.Now()
 	d := v.undecided()
 	var peer mtls.Peer
-	config := mtls.ServerConfig(v.st, v.p.verifier, func(p mtls.Peer, _ tls.ConnectionState) error {
-		peer = p
+	config := mtls.ServerConfig(v.st, v.p.verifier, func(p mtls.Peer, cs tls.ConnectionState) error {
+		// The name that the handshake read counts: a hello that the reader
+		// gave up on has one too.
+		peer, v.opening.hello.SNI = p, cs.ServerName
 		if role := p.ID.Role(); role != identity.RoleWorkload {
 			return &mtls.Rejection{Reason: mtls.ReasonIDMismatch, ID: p.ID, Serial: p.Serial,
 				Err: fmt.Errorf("peer has the role %s, not workload", role)}

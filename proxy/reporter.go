@@ -21,6 +21,10 @@ const (
 	flushEvery = 100 * time.Millisecond
 	// batchRecords bounds a batch; a record is about a kilobyte.
 	batchRecords = 1000
+	// batchBytes bounds it too: a record that names many policies is larger,
+	// and the agent takes no more than twice this at once. One larger record
+	// still goes.
+	batchBytes = 1 << 20
 	// refusalsPerSecond is how many alike refusals are recorded one by one
 	// before the rest of the second is counted in one record.
 	refusalsPerSecond = 20
@@ -272,11 +276,17 @@ func (r *reporter) exchange(s wire.Proxy_ReportClient, seq uint64, all bool) (in
 		return 0, nil
 	}
 	b := &wire.RecordBatch{Sequence: seq, Lost: lost, Events: make([][]byte, 0, len(events))}
-	for _, e := range events {
+	size := 0
+	for i, e := range events {
 		doc, err := json.Marshal(e)
 		if err != nil {
 			r.log.Error("record cannot be encoded", "error", err)
 			continue
+		}
+		if size += len(doc); size > batchBytes && i > 0 {
+			r.putBack(events[i:], 0)
+			events = events[:i]
+			break
 		}
 		b.Events = append(b.Events, doc)
 	}

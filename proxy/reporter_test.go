@@ -4,11 +4,16 @@ package proxy
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/identity/wire"
 )
 
 func testReporter(limit int) *reporter {
@@ -31,6 +36,46 @@ func TestRecordsAreDroppedOldestFirstAndCounted(t *testing.T) {
 	events, lost = r.batch(now, true)
 	if len(events) != 100 || lost != 151 || events[0].Generation != 151 || events[99].Generation != 250 {
 		t.Errorf("%d records from %d to %d, %d lost", len(events), events[0].Generation, events[len(events)-1].Generation, lost)
+	}
+}
+
+// taker acknowledges every batch and remembers how large they were.
+type taker struct {
+	grpc.BidiStreamingClient[wire.RecordBatch, wire.RecordsAck]
+	bytes   []int
+	records int
+	last    uint64
+}
+
+func (s *taker) Send(b *wire.RecordBatch) error {
+	s.bytes, s.records, s.last = append(s.bytes, proto.Size(b)), s.records+len(b.GetEvents()), b.GetSequence()
+	return nil
+}
+
+func (s *taker) Recv() (*wire.RecordsAck, error) { return &wire.RecordsAck{Sequence: s.last}, nil }
+
+func TestLargeRecordsTravelInBatchesThatTheAgentTakes(t *testing.T) {
+	r := testReporter(10_000)
+	names := make([]string, maxConsulted)
+	for i := range names {
+		names[i] = strings.Repeat("n", 60)
+	}
+	for range 1000 {
+		r.add(&audit.Event{Time: time.Now(), Kind: audit.KindConnection, Verdict: audit.VerdictAllowed, Policies: names}, netip.Addr{})
+	}
+	var s taker
+	for seq := uint64(1); r.pending(); seq++ {
+		if n, err := r.exchange(&s, seq, true); n == 0 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	for _, n := range s.bytes {
+		if n > 2*batchBytes {
+			t.Errorf("a batch of %d bytes", n)
+		}
+	}
+	if s.records != 1000 || r.lost != 0 {
+		t.Errorf("%d records, %d lost", s.records, r.lost)
 	}
 }
 

@@ -56,10 +56,12 @@ type Server struct {
 	denied atomic.Uint64
 }
 
-// The limits of one connection. A call carries nothing but records upwards.
+// The limits of one connection, which any local process can open. A call
+// carries nothing but records upwards, and a process needs a handful of calls.
 const (
-	maxStreams       = 256
-	maxMessageBytes  = 4 << 20
+	maxStreams       = 64
+	maxMessageBytes  = 2 << 20
+	maxHeaderBytes   = 16 << 10
 	handshakeTimeout = 10 * time.Second
 )
 
@@ -82,6 +84,7 @@ func (s *Server) Run(ctx context.Context) error {
 		grpc.Creds(s.peers),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxSendMsgSize(wire.MaxMessageBytes),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),

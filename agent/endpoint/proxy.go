@@ -28,8 +28,12 @@ type proxies struct {
 	s *Server
 }
 
-// maxRecords bounds the records of one batch.
-const maxRecords = 10_000
+// maxRecords bounds the records of one batch, and maxLost the loss that it may
+// claim: a sum that ran over would hide the losses of others.
+const (
+	maxRecords = 10_000
+	maxLost    = 1 << 32
+)
 
 // Watch streams snapshots for one of the caller's identities. Each is
 // complete in itself; a new one comes at each change of what it holds.
@@ -128,7 +132,8 @@ func (p *proxies) Report(stream wire.Proxy_ReportServer) error {
 			p.s.cfg.Logger.Warn("connection records of a proxy were refused", "reporter", stamp.ID.String(),
 				"refused", len(batch.GetEvents())-len(events), "error", bad)
 		}
-		p.s.cfg.Records.Add(events, batch.GetLost()+uint64(len(batch.GetEvents())-len(events)))
+		lost := min(batch.GetLost(), maxLost)
+		p.s.cfg.Records.Add(events, lost+uint64(len(batch.GetEvents())-len(events)))
 		if err := stream.Send(&wire.RecordsAck{Sequence: batch.GetSequence()}); err != nil {
 			return err
 		}

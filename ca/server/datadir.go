@@ -48,21 +48,10 @@ func LogVerifierFile(dataDir, log string) string {
 // ErrLocked means that another server runs on the data directory.
 var ErrLocked = errors.New("another server holds the data directory")
 
-// secureDir makes dir with mode 0700 where it is missing and refuses one that
-// others may enter.
+// secureDir makes dir, or checks that it is this user's alone.
 func secureDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := audit.PrivateDir(dir); err != nil {
 		return fmt.Errorf("data directory: %w", err)
-	}
-	fi, err := os.Stat(dir)
-	if err != nil {
-		return fmt.Errorf("data directory: %w", err)
-	}
-	if !fi.IsDir() {
-		return fmt.Errorf("data directory: %s is not a directory", dir)
-	}
-	if perm := fi.Mode().Perm(); perm&0o077 != 0 {
-		return fmt.Errorf("data directory: %s has mode %04o: others may look into it; chmod 0700 it", dir, perm)
 	}
 	return nil
 }

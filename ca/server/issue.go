@@ -29,8 +29,12 @@ const MaxBatch = 256
 // retryAfter is what a node is told where its request may pass later.
 const retryAfter = 5 * time.Second
 
-// maxRecordEvents bounds the events of one record batch.
-const maxRecordEvents = 4096
+// maxRecordEvents bounds the events of one record batch, and maxLost the loss
+// that it may claim, so that no sum of claims runs over.
+const (
+	maxRecordEvents = 4096
+	maxLost         = 1 << 32
+)
 
 // issueBatch answers each request of a batch for itself. Its node is looked
 // at before and after the record: what an evicted node asked for is never
@@ -194,8 +198,8 @@ func (s *Server) storeRecords(ctx context.Context, sess *session, batch *wire.Re
 		e.Node = sess.node.ID().String()
 		events = append(events, e)
 	}
-	good := uint64(len(events))
-	if total := lost + batch.GetLost(); total > 0 {
+	good, dropped := uint64(len(events)), min(batch.GetLost(), maxLost)
+	if total := lost + dropped; total > 0 {
 		events = append(events, audit.Event{Time: now, Kind: audit.KindLoss, Verdict: audit.VerdictDone,
 			Node: sess.node.ID().String(), Lost: total, Detail: "connection records dropped"})
 	}
@@ -206,7 +210,7 @@ func (s *Server) storeRecords(ctx context.Context, sess *session, batch *wire.Re
 		if ctx.Err() != nil {
 			return lost
 		}
-		n := good + batch.GetLost()
+		n := good + dropped
 		s.metrics.lost.Add(float64(n))
 		s.log.Warn("storing of connection records", "node", sess.node.Name(), "lost", n, "error", err)
 		return lost + n

@@ -194,18 +194,25 @@ func (s *Server) dropOtherKeys(node ca.Node) {
 // Renew gives the calling node a credential for a new key.
 func (s nodeService) Renew(ctx context.Context, req *wire.RenewRequest) (*wire.RenewResponse, error) {
 	now := time.Now()
-	attested, _, err := s.authenticate(ctx, now)
+	attested, held, err := s.authenticate(ctx, now)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := s.renew(ctx, now, attested, req)
+	resp, err := s.renew(ctx, now, attested, held, req)
 	if err != nil {
 		s.refuseNode(now, attested, identity.ID{}, "", err)
 	}
 	return resp, err
 }
 
-func (s *Server) renew(ctx context.Context, now time.Time, attested ca.AttestedNode, req *wire.RenewRequest) (*wire.RenewResponse, error) {
+// renewedBy begins the detail of a renewal's event; the hash of the key that
+// asked for it follows.
+const renewedBy = "asked with the key "
+
+// renew gives a node that proved the key held a credential for the key of its
+// request. Held must count to the end: a node that joined anew meanwhile does
+// not get a key of the one it replaced.
+func (s *Server) renew(ctx context.Context, now time.Time, attested ca.AttestedNode, held ca.ProvenKey, req *wire.RenewRequest) (*wire.RenewResponse, error) {
 	key, err := ca.ProveCSR(req.GetCsr())
 	if err != nil {
 		return nil, err
@@ -215,14 +222,14 @@ func (s *Server) renew(ctx context.Context, now time.Time, attested ca.AttestedN
 		return nil, err
 	}
 	event := audit.Event{Time: now, Kind: audit.KindNodeRenewed, Verdict: audit.VerdictAllowed,
-		SPIFFEID: attested.ID().String(), Node: attested.ID().String(), KeySHA256: key.Hash()}
+		SPIFFEID: attested.ID().String(), Node: attested.ID().String(), KeySHA256: key.Hash(), Detail: renewedBy + held.Hash()}
 	cert, err := s.issueNode(ctx, now, entitled, key, event)
 	if err != nil {
 		return nil, err
 	}
-	_, err = s.nodes.update(ctx, attested.Name(), func(current ca.Node, known bool) (ca.Node, bool, error) {
-		if !known || current.Evicted {
-			return current, false, &ca.Refusal{Cause: ca.CauseDenied, Reason: ca.ReasonEvicted, Err: status.Error(codes.PermissionDenied, "the node is evicted")}
+	_, err = s.nodes.update(ctx, attested.Name(), func(current ca.Node, _ bool) (ca.Node, bool, error) {
+		if _, err := current.Attest(held); err != nil {
+			return current, false, err
 		}
 		next := current.WithKey(key)
 		if next.NotAfter.Before(cert.Leaf.NotAfter) {

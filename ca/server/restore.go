@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/aval-id/aval/audit"
@@ -130,6 +131,10 @@ func (s *Server) nodesOfLog() (map[string]loggedNode, error) {
 			}
 			n = loggedNode{keys: []string{e.KeySHA256}}
 		case audit.KindNodeRenewed:
+			// The same goes for a renewal by a key that counted no more.
+			if by, ok := strings.CutPrefix(e.Detail, renewedBy); ok && !slices.Contains(n.keys, by) {
+				return nil
+			}
 			n.keys = append(slices.Clone(n.keys[max(0, len(n.keys)-1):]), e.KeySHA256)
 		case audit.KindNodeEvicted:
 			n.evicted, n.invited = e.Time, false

@@ -90,10 +90,11 @@ func (s *Server) enter(sess *session) error {
 			Reason: "replaced", Node: sess.node.ID().String(), Detail: "a second stream took the place of the first"})
 		old.close(&wire.Goodbye{Reason: "another stream of this node took this one's place"})
 	}
-	// An eviction between the check and the entry must not be missed.
-	if node, ok := s.nodes.get(sess.node.Name()); !ok || node.Evicted {
+	// An eviction between the check and the entry must not be missed, nor that
+	// the node joined again with another key.
+	if _, err := s.current(sess); err != nil {
 		s.sessions.remove(sess)
-		return status.Error(codes.PermissionDenied, "the node is evicted")
+		return err
 	}
 	return nil
 }

@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/aval-id/aval/ca/server"
@@ -20,7 +22,8 @@ func (c *cli) restoreCommand() *cobra.Command {
 		Use: "restore --data-dir DIR --input FILE", Short: "Put a backup in place of a stopped server's store", Args: takes(),
 		Long: `Restore checks a backup and puts it in place of the store of a server that is
 stopped. The restored store begins a new epoch, so that every agent takes a
-full new snapshot. An existing store is replaced with --force alone.`,
+full new snapshot. An existing store is replaced with --force alone. Where root
+runs it, the files go to the owner of the data directory.`,
 		Example: "  aval restore --data-dir /var/lib/aval/server --input aval.backup --force",
 	}
 	cmd.Flags().StringVar(&dataDir, "data-dir", "", "the server's data directory")
@@ -49,7 +52,39 @@ func (c *cli) restore(dataDir, input string, force bool) error {
 	if err != nil {
 		return err
 	}
+	if err := giveToOwner(dataDir); err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
 	fmt.Fprintf(c.out, "restored the backup of %s (epoch %d, revision %d) as epoch %d; start the server\n",
 		r.Taken.Format(time.RFC3339), r.From.Epoch, r.From.Revision, r.To.Epoch)
+	return nil
+}
+
+// giveToOwner hands what root just wrote in a data directory to the
+// directory's owner, the user that its server runs as.
+func giveToOwner(dataDir string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	st, err := os.Stat(dataDir)
+	if err != nil {
+		return err
+	}
+	owner, ok := st.Sys().(*syscall.Stat_t)
+	if !ok || owner.Uid == 0 {
+		return nil
+	}
+	entries, err := os.ReadDir(dataDir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() {
+			continue
+		}
+		if err := os.Lchown(filepath.Join(dataDir, e.Name()), int(owner.Uid), int(owner.Gid)); err != nil {
+			return err
+		}
+	}
 	return nil
 }

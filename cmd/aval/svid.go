@@ -163,7 +163,7 @@ func (c *cli) keepSVIDs(got *workloadapi.X509Context, dir string) error {
 		out = append(out, f)
 	}
 	return c.show(items(out), func() error {
-		t := table{heading: []string{"SPIFFE ID", "SERIAL", "LIVES UNTIL", ""}}
+		t := table{heading: []string{"SPIFFE ID", "SERIAL", "LIVES UNTIL", "ENDS"}}
 		for _, f := range out {
 			t.add(f.SPIFFEID, f.Serial, f.NotAfter.Format(time.RFC3339), ago(f.NotAfter, time.Now()))
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -90,8 +91,18 @@ func (c *cli) createToken(ctx context.Context, admin wire.AdminClient, req *wire
 	return c.show(out, func() error {
 		fmt.Fprintln(c.out, out.Command)
 		fmt.Fprintf(c.err, "joins %s; usable for %s\n", out.NodeID, short(time.Until(out.Expires).Round(time.Second)))
+		if everywhere(out.Server) {
+			fmt.Fprintf(c.err, "hint: put the server's name in place of %s; aval server --advertise NAME:PORT does it by itself\n", out.Server)
+		}
 		return nil
 	})
+}
+
+// everywhere reports whether an address is that of a listener on all
+// addresses, which no other machine can dial.
+func everywhere(address string) bool {
+	at, err := netip.ParseAddrPort(address)
+	return err == nil && at.Addr().IsUnspecified()
 }
 
 func (c *cli) nodeCommand() *cobra.Command {
@@ -204,7 +215,7 @@ func (c *cli) printNode(n node) error {
 		{"name", n.Name}, {"id", n.NodeID}, {"state", n.State}, {"attributes", identity.Attributes(n.Attributes).String()},
 		{"attested", ago(n.Attested, now)}, {"last seen", ago(n.LastSeen, now)},
 		{"credential ends", ago(n.CredentialNotAfter, now)}, {"clock skew", (time.Duration(n.ClockSkewMS) * time.Millisecond).String()},
-		{"version", n.Version},
+		{"version", plain(n.Version)},
 	} {
 		fmt.Fprintf(c.out, "%-16s %s\n", line[0], line[1])
 	}
@@ -216,7 +227,7 @@ func (c *cli) printLive(svids []liveSVID, now time.Time) error {
 		return nil
 	}
 	fmt.Fprintln(c.out)
-	t := table{heading: []string{"SPIFFE ID", "SERIAL", "LIVES UNTIL", ""}}
+	t := table{heading: []string{"SPIFFE ID", "SERIAL", "LIVES UNTIL", "ENDS"}}
 	for _, v := range svids {
 		t.add(v.SPIFFEID, v.Serial, v.NotAfter.Format(time.RFC3339), ago(v.NotAfter, now))
 	}

@@ -112,9 +112,6 @@ func (c *cli) verify(targets []logTarget, checkpoints string) error {
 }
 
 func verifyLog(t logTarget, checkpoints string) (audit.Report, error) {
-	if st, err := os.Stat(t.dir); err != nil || !st.IsDir() {
-		return audit.Report{}, usage(fmt.Errorf("audit verify: there is no log in %s", t.dir))
-	}
 	verifier, err := verifierKey(t)
 	if err != nil {
 		return audit.Report{}, err
@@ -137,24 +134,27 @@ func verifyLog(t logTarget, checkpoints string) (audit.Report, error) {
 // verifierKey reads the key that a log is verified by. A private key serves
 // too: its public half is taken, under the origin that the checkpoint names.
 func verifierKey(t logTarget) (string, error) {
+	if st, err := os.Stat(t.dir); err != nil || !st.IsDir() {
+		return "", usage(fmt.Errorf("record: there is no log in %s", t.dir))
+	}
 	path := t.key
 	if path == "" {
 		path = filepath.Join(t.dir, "key.pub")
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return "", usage(fmt.Errorf("audit verify: key: %w", err))
+		return "", usage(fmt.Errorf("record: key: %w", err))
 	}
 	if !bytes.Contains(text, []byte("PRIVATE KEY")) {
 		return strings.TrimSpace(string(text)), nil
 	}
 	key, err := identity.DecodeKey(text)
 	if err != nil {
-		return "", fmt.Errorf("audit verify: key %s: %w", path, err)
+		return "", fmt.Errorf("record: key %s: %w", path, err)
 	}
 	public, ok := key.Public().(ed25519.PublicKey)
 	if !ok {
-		return "", fmt.Errorf("audit verify: key %s is not an Ed25519 key", path)
+		return "", fmt.Errorf("record: key %s is not an Ed25519 key", path)
 	}
 	origin, err := originOf(t.dir)
 	if err != nil {
@@ -175,7 +175,7 @@ func originOf(dir string) (string, error) {
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "key.pub"))
 	if err != nil {
-		return "", fmt.Errorf("audit verify: neither checkpoint nor key.pub of %s says which log it is: %w", dir, err)
+		return "", fmt.Errorf("record: neither checkpoint nor key.pub of %s says which log it is: %w", dir, err)
 	}
 	origin, _, _ := strings.Cut(string(text), "+")
 	return origin, nil
