@@ -146,14 +146,26 @@ func (p *Proxy) drain(cut context.CancelFunc) {
 type port struct {
 	listener  *net.TCPListener
 	direction string
+	limit     int64 // of open connections of all listeners
 	serve     func(context.Context, *link) bool
+}
+
+// inboundLimit leaves an eighth of the connections to the workload's own
+// calls, where it makes any: strangers who hold all they can get do not stop
+// those.
+func (p *Proxy) inboundLimit() int64 {
+	all := int64(p.cfg.Limits.MaxConnections)
+	if len(p.cfg.Outbound) == 0 || all == 1 {
+		return all
+	}
+	return all - max(1, all/8)
 }
 
 // listen opens every listener, or none.
 func (p *Proxy) listen(ctx context.Context) ([]port, error) {
 	var ports []port
 	var addresses []string
-	add := func(address, direction string, serve func(context.Context, *link) bool) error {
+	add := func(address, direction string, limit int64, serve func(context.Context, *link) bool) error {
 		var lc net.ListenConfig
 		l, err := lc.Listen(ctx, "tcp", address)
 		if err != nil {
@@ -162,21 +174,21 @@ func (p *Proxy) listen(ctx context.Context) ([]port, error) {
 			}
 			return fmt.Errorf("%s listener: %w", direction, err)
 		}
-		ports = append(ports, port{l.(*net.TCPListener), direction, serve})
+		ports = append(ports, port{l.(*net.TCPListener), direction, limit, serve})
 		addresses = append(addresses, l.Addr().String())
 		p.log.Info("listening", "direction", direction, "address", l.Addr().String())
 		return nil
 	}
 	for i := range p.cfg.Inbound {
 		in := &p.cfg.Inbound[i]
-		err := add(in.Listen, "inbound", func(ctx context.Context, l *link) bool { return p.serveInbound(ctx, in, l) })
+		err := add(in.Listen, "inbound", p.inboundLimit(), func(ctx context.Context, l *link) bool { return p.serveInbound(ctx, in, l) })
 		if err != nil {
 			return nil, err
 		}
 	}
 	for i := range p.cfg.Outbound {
 		out := &p.cfg.Outbound[i]
-		err := add(out.Listen, "outbound", func(ctx context.Context, l *link) bool { return p.serveOutbound(ctx, out, l) })
+		err := add(out.Listen, "outbound", int64(p.cfg.Limits.MaxConnections), func(ctx context.Context, l *link) bool { return p.serveOutbound(ctx, out, l) })
 		if err != nil {
 			return nil, err
 		}
