@@ -148,7 +148,7 @@ func TestANodesVersionNeverBreaksTheListOfNodes(t *testing.T) {
 
 func TestAStrangerThatSendsOrStaysIsCutOff(t *testing.T) {
 	cfg := testConfig(shortDir(t))
-	cfg.HandshakeTimeout, cfg.MaxConnections = 200*time.Millisecond, 16 // four strangers
+	cfg.HandshakeTimeout, cfg.MaxConnections = time.Second, 16 // four strangers
 	r := start(t, cfg)
 	member := r.join(t, "one", nil)
 	member.sync(t)
