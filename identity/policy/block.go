@@ -126,38 +126,43 @@ func (s *space) column(t *term, row int) *column {
 	return c
 }
 
-// holds leaves of set the rows whose clause holds. With allow, what cannot be
-// known does not hold.
-func (s *space) holds(set *rows, f *facts, allow bool) {
-	*set = s.taken
+// holds leaves of set the rows whose clause holds, in the first words. With
+// allow, what cannot be known does not hold.
+func (s *space) holds(set []uint64, f *facts, allow bool) {
+	copy(set, s.taken[:])
 	for _, c := range s.columns {
 		var h hits
 		known := c.lookup(&h, f)
-		for i := range set {
-			switch {
-			case known:
-				set[i] &= (h.pos[i] | ^c.pos[i]) &^ h.neg[i]
-			case allow:
-				set[i] &^= c.pos[i] | c.neg[i]
+		pos, neg := c.pos[:len(set)], c.neg[:len(set)]
+		switch {
+		case known:
+			matched, missed := h.pos[:len(set)], h.neg[:len(set)]
+			for i := range set {
+				set[i] &= (matched[i] | ^pos[i]) &^ missed[i]
+			}
+		case allow:
+			for i := range set {
+				set[i] &^= pos[i] | neg[i]
 			}
 		}
 	}
 }
 
 // match returns the rules of a block that match, each by its last row.
-func (b *block) match(f *facts, allow bool) rows {
-	var sources, operations, matched rows
-	b.conditions.holds(&matched, f, allow)
-	b.operations.holds(&operations, f, allow)
-	b.sources.holds(&sources, f, allow)
+func (b *block) match(f *facts, allow bool) (matched rows) {
+	var sources, operations rows
+	words := (b.rows + wordBits - 1) / wordBits
+	b.conditions.holds(matched[:words], f, allow)
+	b.operations.holds(operations[:words], f, allow)
+	b.sources.holds(sources[:words], f, allow)
 	if allow && f.foreign {
 		var h hits
 		h.add(b.written[f.domain])
-		for i := range sources {
+		for i := range words {
 			sources[i] &= h.pos[i]
 		}
 	}
-	for i := range matched {
+	for i := range words {
 		matched[i] &= b.reach(i, sources[i]) & b.reach(i, operations[i]) & b.last[i]
 		if allow && f.http == nil {
 			matched[i] &^= b.http[i]

@@ -164,19 +164,20 @@ func (c *column) lookup(h *hits, f *facts) (known bool) {
 	case attrPrincipal:
 		c.joined(h, f.domain, "", f.path)
 	case attrNamespace:
-		c.one(h, f.account.namespace)
+		account, _ := f.serviceAccount()
+		c.one(h, account.namespace)
 	case attrServiceAccount:
-		if f.hasAccount {
-			h.add(c.accounts[f.account])
+		if account, ok := f.serviceAccount(); ok {
+			h.add(c.accounts[account])
 		}
 	case attrTrustDomain:
 		c.one(h, f.domain)
 	case attrSourceIP, attrRemoteIP, attrDestinationIP:
 		return c.address(h, f.address(c.attribute))
 	case attrDestinationPort:
-		h.add(c.ports[f.port])
+		h.add(c.ports[f.request.Port])
 	case attrSNI:
-		c.one(h, f.sni)
+		c.one(h, f.sni())
 	case attrHost:
 		c.one(h, f.http.Host)
 	case attrMethod:

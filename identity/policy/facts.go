@@ -9,60 +9,61 @@ import (
 
 // facts is a request in the form that is compared. It refers to the request.
 type facts struct {
-	domain      string // of the peer; "" in plaintext
-	path        string // of the peer, with its leading '/'
-	account     account
-	hasAccount  bool // the peer is of the own domain and names an account
-	foreign     bool // the peer is authenticated and of another domain
-	source      netip.Addr
-	remote      netip.Addr
-	destination netip.Addr
-	port        uint16
-	sni         string
-	http        *HTTP
-	jwt         *JWT
+	request *Request
+	http    *HTTP
+	jwt     *JWT
+	domain  string // of the peer; "" in plaintext
+	path    string // of the peer, with its leading '/'
+	foreign bool   // the peer is authenticated and of another domain
+
+	asked      bool // for the account
+	account    account
+	hasAccount bool // the peer is of the own domain and names an account
 }
 
 // facts looks at a request. With peer false its peer is taken as unknown.
 func (s *Set) facts(r *Request, peer bool) facts {
-	f := facts{
-		source:      plainAddr(r.Source),
-		remote:      plainAddr(r.Remote),
-		destination: plainAddr(r.Destination),
-		port:        r.Port,
-		sni:         strings.TrimSuffix(r.SNI, "."),
-		http:        r.HTTP,
-		jwt:         r.JWT,
-	}
-	if !f.remote.IsValid() {
-		f.remote = f.source
-	}
-	if !peer || r.Peer.IsZero() {
-		return f
-	}
-	f.domain, f.path = r.Peer.TrustDomain().String(), r.Peer.Path()
-	f.foreign = r.Peer.TrustDomain() != s.domain
-	if !f.foreign {
-		f.account.namespace, f.account.name, f.hasAccount = r.Peer.ServiceAccount()
+	f := facts{request: r, http: r.HTTP, jwt: r.JWT}
+	if peer && !r.Peer.IsZero() {
+		f.domain, f.path = r.Peer.TrustDomain().String(), r.Peer.Path()
+		f.foreign = r.Peer.TrustDomain() != s.domain
 	}
 	return f
 }
 
-// plainAddr makes IPv4 of IPv4 in IPv6, and drops the zone, which would keep
-// an address out of every block.
-func plainAddr(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+// serviceAccount returns the namespace and service account of a peer of the
+// own trust domain.
+func (f *facts) serviceAccount() (account, bool) {
+	if !f.asked {
+		f.asked = true
+		if f.domain != "" && !f.foreign {
+			f.account.namespace, f.account.name, f.hasAccount = f.request.Peer.ServiceAccount()
+		}
+	}
+	return f.account, f.hasAccount
+}
 
-// address returns the address that a names.
+// sni returns the server name as it is compared.
+func (f *facts) sni() string { return strings.TrimSuffix(f.request.SNI, ".") }
+
+// address returns the address that a names: IPv4 for IPv4 in IPv6, and
+// without a zone, which would keep it out of every block.
 func (f *facts) address(a attribute) netip.Addr {
+	var addr netip.Addr
 	switch a {
 	case attrSourceIP:
-		return f.source
+		addr = f.request.Source
 	case attrRemoteIP:
-		return f.remote
+		if addr = f.request.Remote; !addr.IsValid() {
+			addr = f.request.Source
+		}
 	case attrDestinationIP:
-		return f.destination
+		addr = f.request.Destination
 	}
-	return netip.Addr{}
+	if addr.Is4() {
+		return addr
+	}
+	return addr.Unmap().WithZone("")
 }
 
 // claim walks to a claim whose steps are joined with claimSep.

@@ -57,44 +57,74 @@ type cursor struct {
 
 // forward walks over a text and collects the prefixes that it passes.
 func (c *cursor) forward(h *hits, text string, fold bool) {
-	for i := 0; i < len(text) && c.node != nil; i++ {
-		b := text[i]
-		if fold {
-			b = lower(b)
+	n, used := c.node, c.used
+	for n != nil && text != "" {
+		if used == len(n.edge) {
+			first := text[0]
+			if fold {
+				first = lower(first)
+			}
+			n, used = n.child(first), 0
+			continue
 		}
-		c.step(h, b)
+		rest := n.edge[used:]
+		k := min(len(rest), len(text))
+		if rest[:k] != text[:k] && !(fold && equalFold(rest[:k], text[:k])) {
+			n = nil
+			break
+		}
+		used += k
+		text = text[k:]
+		if used == len(n.edge) {
+			h.add(n.prefix)
+		}
 	}
+	c.node, c.used = n, used
 }
 
 // backward walks over a text from its end.
 func (c *cursor) backward(h *hits, text string, fold bool) {
-	for i := len(text) - 1; i >= 0 && c.node != nil; i-- {
+	n, used := c.node, c.used
+	for i := len(text) - 1; i >= 0 && n != nil; i-- {
 		b := text[i]
 		if fold {
 			b = lower(b)
 		}
-		c.step(h, b)
+		if used == len(n.edge) {
+			if n = n.child(b); n == nil {
+				break
+			}
+			used = 0
+		}
+		if n.edge[used] != b {
+			n = nil
+			break
+		}
+		if used++; used == len(n.edge) {
+			h.add(n.prefix)
+		}
 	}
+	c.node, c.used = n, used
 }
 
-func (c *cursor) step(h *hits, b byte) {
-	if c.used < len(c.node.edge) {
-		if c.node.edge[c.used] != b {
-			c.node = nil
-			return
+// child returns the child whose edge starts with b, or nil.
+func (t *trie) child(b byte) *trie {
+	for i := range len(t.first) {
+		if t.first[i] == b {
+			return t.children[i]
 		}
-		c.used++
-	} else {
-		i := strings.IndexByte(c.node.first, b)
-		if i < 0 {
-			c.node = nil
-			return
+	}
+	return nil
+}
+
+// equalFold compares with only the letters of ASCII folded.
+func equalFold(a, b string) bool {
+	for i := range len(a) {
+		if lower(a[i]) != lower(b[i]) {
+			return false
 		}
-		c.node, c.used = c.node.children[i], 1
 	}
-	if c.used == len(c.node.edge) {
-		h.add(c.node.prefix)
-	}
+	return true
 }
 
 // end collects the patterns that are the walked text.
