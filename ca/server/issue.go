@@ -232,7 +232,7 @@ func decodeRecord(raw []byte) (audit.Event, error) {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return audit.Event{}, errors.New("record: text follows the object")
 	}
-	if e.Kind != audit.KindConnection && e.Kind != audit.KindLoss {
+	if e.Kind != audit.KindConnection && e.Kind != audit.KindConnectionClosed && e.Kind != audit.KindLoss {
 		return audit.Event{}, fmt.Errorf("record of the kind %q is not taken from nodes", e.Kind)
 	}
 	return e, e.Validate()
