@@ -17,7 +17,7 @@ const (
 	// allowedPerSecond is the same of connections that were let in.
 	allowedPerSecond = 200
 	// tallyKeys bounds the groups told apart within a second. Beyond it
-	// records are counted by kind, verdict and reason alone.
+	// records are counted by kind, verdict, reason, direction and transport.
 	tallyKeys = 4096
 )
 
@@ -61,7 +61,7 @@ func (r *reporter) merge(e *audit.Event, source netip.Addr) bool {
 	t := r.tallies[key]
 	if t == nil {
 		if len(r.tallies) >= tallyKeys {
-			key = alike{kind: e.Kind, verdict: e.Verdict, reason: e.Reason}
+			key = alike{kind: e.Kind, verdict: e.Verdict, reason: e.Reason, direction: e.Direction, transport: e.Transport}
 			t = r.tallies[key]
 		}
 		if t == nil {

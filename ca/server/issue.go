@@ -215,6 +215,7 @@ func (s *Server) storeRecords(ctx context.Context, sess *session, batch *wire.Re
 		s.log.Warn("storing of connection records", "node", sess.node.Name(), "lost", n, "error", err)
 		return lost + n
 	}
+	s.ledger.addAll(events, now)
 	return 0
 }
 
