@@ -141,7 +141,7 @@ func (q *inquiry) judge(reg identity.Registration, callers bool) *wire.StrictWor
 func (q *inquiry) missing(view ledgerView, since time.Time, breaking int) []string {
 	var out []string
 	if breaking > 0 {
-		out = append(out, fmt.Sprintf("%d clients came without identity within %s and would be refused", breaking, q.window))
+		out = append(out, fmt.Sprintf("clients that came without identity within %s and would be refused: %d", q.window, breaking))
 	}
 	switch {
 	case view.all.count == 0:

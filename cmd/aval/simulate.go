@@ -64,6 +64,9 @@ break.`,
 		if err != nil {
 			return err
 		}
+		if len(docs) == 0 {
+			return usage(fmt.Errorf("policy simulate: no document in %s", strings.Join(files, ", ")))
+		}
 		return c.admin(ctx, func(admin wire.AdminClient) error {
 			return c.simulate(ctx, admin, docs, only, f.request(filter), filter)
 		})

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/aval-id/aval/identity/policy"
 	"github.com/aval-id/aval/identity/wire"
 	"github.com/spf13/cobra"
 )
@@ -203,10 +204,12 @@ func (c *cli) printStrictPort(p strictPort, now time.Time) {
 		switch {
 		case v.Cause == "mtls":
 			state = c.paint(green, "stays")
+		case v.Breaks && p.Mode == policy.Strict.String():
+			state = c.paint(red, "refused since strict")
 		case v.Breaks:
 			state = c.paint(red, "would break")
 		case !v.Admitted:
-			state = c.paint(yellow, "refused already")
+			state = c.paint(yellow, "not let in")
 		}
 		who := strings.TrimSpace(v.SPIFFEID + " " + v.Source)
 		if v.SPIFFEID != "" && v.Cause != "mtls" {
