@@ -67,6 +67,7 @@ func appendConnection(dst []byte, e *Event) []byte {
 	}
 	w.text(`,"alpn":`, e.ALPN)
 	w.text(`,"sni":`, e.SNI)
+	w.text(`,"protocol":`, e.Protocol)
 	w.text(`,"source":`, e.Source)
 	w.text(`,"destination":`, e.Destination)
 	w.number(`,"port":`, uint64(e.Port))

@@ -59,6 +59,7 @@ type Event struct {
 	Resumed      bool      `json:"resumed,omitempty"`
 	ALPN         string    `json:"alpn,omitempty"`
 	SNI          string    `json:"sni,omitempty"`
+	Protocol     string    `json:"protocol,omitempty"`    // what a client without identity spoke, by its first bytes
 	Source       string    `json:"source,omitempty"`      // ip:port of the dialling side
 	Destination  string    `json:"destination,omitempty"` // ip:port that was dialled or served
 	Port         uint16    `json:"port,omitempty"`        // the port that policies match
@@ -66,15 +67,15 @@ type Event struct {
 	ModeSource   string    `json:"mode_source,omitempty"` // ns/name of the document that set Mode
 	Policies     []string  `json:"policies,omitempty"`    // ns/name of each policy consulted
 	Generation   uint64    `json:"generation,omitempty"`  // of the policy set
-	BytesIn      uint64    `json:"bytes_in,omitempty"`
-	BytesOut     uint64    `json:"bytes_out,omitempty"`
-	DurationMS   int64     `json:"duration_ms,omitempty"`
-	Reporter     string    `json:"reporter,omitempty"`  // SPIFFE ID of the reporting proxy, stamped by its agent
-	Workload     string    `json:"workload,omitempty"`  // name of the registration or process behind the reporter
-	Count        uint64    `json:"count,omitempty"`     // how many alike this record stands for; absent means one
-	FirstTime    time.Time `json:"first_time,omitzero"` // when the first of Count happened
-	Lost         uint64    `json:"lost,omitempty"`      // records dropped
-	KeptFrom     uint64    `json:"kept_from,omitempty"` // entries of this log below this index were dropped for the quota
+	BytesIn      uint64    `json:"bytes_in,omitempty"`    // of the application, from the dialling side; of all Count together
+	BytesOut     uint64    `json:"bytes_out,omitempty"`   // of the application, to the dialling side; of all Count together
+	DurationMS   int64     `json:"duration_ms,omitempty"` // from the verdict to the end, in milliseconds; of all Count together
+	Reporter     string    `json:"reporter,omitempty"`    // SPIFFE ID of the reporting proxy, stamped by its agent
+	Workload     string    `json:"workload,omitempty"`    // name of the registration or process behind the reporter
+	Count        uint64    `json:"count,omitempty"`       // how many alike this record stands for; absent means one
+	FirstTime    time.Time `json:"first_time,omitzero"`   // when the first of Count happened
+	Lost         uint64    `json:"lost,omitempty"`        // records dropped
+	KeptFrom     uint64    `json:"kept_from,omitempty"`   // entries of this log below this index were dropped for the quota
 }
 
 // Validate reports the first field that is outside its closed list, or a
@@ -101,6 +102,10 @@ func (e Event) Validate() error {
 		return closedList("mode", e.Mode, Modes())
 	case e.Kind == KindConnection && !slices.Contains(Reasons(), e.Reason):
 		return fmt.Errorf("event: reason %q of a connection is not in the closed list", e.Reason)
+	case e.Kind == KindConnectionClosed && !slices.Contains(Endings(), e.Reason):
+		return fmt.Errorf("event: reason %q of a connection's end is not in the closed list", e.Reason)
+	case !oneOf(e.Protocol, Protocols()...):
+		return closedList("protocol", e.Protocol, Protocols())
 	}
 	return nil
 }

@@ -27,7 +27,8 @@ const (
 	KindBackup           Kind = "backup"            // a backup was taken
 	KindSession          Kind = "session"           // a second stream of one node appeared
 
-	KindConnection Kind = "connection" // a handshake, a plaintext connection, or a refusal before either
+	KindConnection       Kind = "connection"        // a handshake, a plaintext connection, or a refusal before either
+	KindConnectionClosed Kind = "connection_closed" // a connection that was let in has ended: its bytes and its duration
 
 	KindLoss Kind = "loss" // records were dropped; Lost counts them
 )
@@ -38,7 +39,7 @@ func Kinds() []Kind {
 		KindIssuance, KindNodeAttested, KindNodeRenewed, KindNodeEvicted, KindTokenCreated,
 		KindDocumentApplied, KindDocumentDeleted, KindAuthorityCreated, KindAuthorityRenewed,
 		KindRefused, KindServerStarted, KindStoreRestored, KindBackup, KindSession,
-		KindConnection, KindLoss,
+		KindConnection, KindConnectionClosed, KindLoss,
 	}
 }
 
@@ -134,6 +135,32 @@ func Reasons() []Reason {
 		ReasonUpstreamUnreachable, ReasonPolicyChanged, ReasonNoSnapshot, ReasonHandshakeFailed,
 		ReasonShuttingDown,
 	}
+}
+
+// ReasonClosed ends a connection in order: both sides had said all.
+const ReasonClosed Reason = "closed"
+
+// Endings returns the closed list of reasons of a connection's end: closed,
+// or what cut it off.
+func Endings() []Reason {
+	return []Reason{
+		ReasonClosed, ReasonReset, ReasonPolicyChanged, ReasonShuttingDown, ReasonExpired,
+		ReasonRevoked, ReasonLimit,
+	}
+}
+
+// Values of Event.Protocol.
+const (
+	ProtocolHTTP   = "http"         // a request of HTTP/1.x, or the preface of HTTP/2
+	ProtocolProbe  = "health_probe" // HTTP as load balancers and kubelets ask for health
+	ProtocolTLS    = "tls"          // the client's own TLS
+	ProtocolOther  = "other"        // bytes of another kind
+	ProtocolSilent = "silent"       // the client sent nothing
+)
+
+// Protocols returns the closed list of Event.Protocol.
+func Protocols() []string {
+	return []string{ProtocolHTTP, ProtocolProbe, ProtocolTLS, ProtocolOther, ProtocolSilent}
 }
 
 // Modes returns the closed list of Event.Mode.

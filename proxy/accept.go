@@ -82,6 +82,7 @@ func (p *Proxy) turnAway(c *net.TCPConn, direction string) {
 // finish ends a link for good.
 func (p *Proxy) finish(l *link) {
 	l.close(false)
+	p.recordEnd(l, time.Now())
 	p.table.remove(l)
 	p.open.Add(-1)
 	p.conns.Done()
@@ -99,6 +100,9 @@ func (p *Proxy) forward(l *link, near, far half) {
 func (p *Proxy) direction(l *link, to, from half, left *atomic.Int32) {
 	if err := pump(to, from); err != nil {
 		// A reset on one side becomes a reset on the other.
+		if isReset(err) {
+			l.because(audit.ReasonReset)
+		}
 		l.close(isReset(err))
 	}
 	if left.Add(-1) == 0 {

@@ -61,7 +61,7 @@ func decrypt(to *raw, from half) error {
 	from.raw.tryOnly = true
 	for {
 		b := borrow()
-		moved, err := drainTLS(to, from.tls, b)
+		moved, err := drainTLS(to, from, b)
 		giveBack(b)
 		if from.heard != nil && (moved || err != nil) {
 			if moved {
@@ -82,13 +82,13 @@ func decrypt(to *raw, from half) error {
 
 // drainTLS moves what can be read without waiting, and reports whether that
 // was anything. The error is nil when the socket is empty.
-func drainTLS(to io.Writer, from *tls.Conn, b *buffer) (moved bool, err error) {
+func drainTLS(to io.Writer, from half, b *buffer) (moved bool, err error) {
 	const record = 16 << 10
 	for {
 		n := 0
 		for err == nil && len(b)-n >= record {
 			var m int
-			m, err = from.Read(b[n:])
+			m, err = from.tls.Read(b[n:])
 			n += m
 		}
 		if n > 0 {
@@ -96,6 +96,7 @@ func drainTLS(to io.Writer, from *tls.Conn, b *buffer) (moved bool, err error) {
 			if _, werr := to.Write(b[:n]); werr != nil {
 				return moved, werr
 			}
+			from.raw.moved.Add(uint64(n))
 		}
 		if err == errAgain {
 			return moved, nil
@@ -113,6 +114,8 @@ func encrypt(to io.Writer, from *raw) error {
 		if n > 0 {
 			if _, werr := to.Write(b[:n]); werr != nil {
 				err = werr
+			} else {
+				from.moved.Add(uint64(n))
 			}
 		}
 		if b != nil {
@@ -132,6 +135,8 @@ func relay(to, from *raw) error {
 		if n > 0 {
 			if _, werr := to.TCPConn.Write(b[:n]); werr != nil {
 				err = werr
+			} else {
+				from.moved.Add(uint64(n))
 			}
 		}
 		if b != nil {
@@ -148,6 +153,7 @@ func relay(to, from *raw) error {
 		}
 		streak = 0
 		moved, err := to.TCPConn.ReadFrom(&io.LimitedReader{R: from.TCPConn, N: bulkStride})
+		from.moved.Add(uint64(max(0, moved)))
 		if err != nil {
 			return err
 		}

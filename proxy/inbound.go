@@ -278,7 +278,7 @@ func (v *visit) admit(ctx context.Context, a admission, d policy.Decision, near 
 			return v.refuse(d.Reason, "policies changed during the handshake", d, nil)
 		}
 	}
-	v.p.record(v.established(audit.VerdictAllowed, d.Reason, d, peer, near.tls), v.source)
+	v.p.recordBeginning(v.l, v.established(audit.VerdictAllowed, d.Reason, d, peer, near.tls), v.source)
 	near.raw.SetDeadline(time.Time{})
 	v.p.forward(v.l, near, half{raw: far})
 	return true
@@ -316,6 +316,7 @@ func (v *visit) event(verdict audit.Verdict, reason string, d policy.Decision) *
 	e.ServerID = v.st.id().String()
 	e.Transport, e.SNI, e.Port = v.transport, brief(v.opening.hello.SNI), v.in.Port
 	e.Source, e.Destination = v.source.String(), v.destination.String()
+	e.Protocol = spoken(v.transport, reason, v.opening.raw)
 	decided(e, d)
 	return e
 }
@@ -357,7 +358,11 @@ func (p *Proxy) reconsider(st *state) {
 			continue
 		}
 		d := st.set.Decide(a.conn)
-		if d.Allowed || !l.close(true) {
+		if d.Allowed {
+			continue
+		}
+		l.because(audit.ReasonPolicyChanged)
+		if !l.close(true) {
 			continue
 		}
 		e := p.event(time.Now(), audit.DirectionInbound, audit.VerdictDenied, audit.ReasonPolicyChanged)

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity/policy"
 )
 
@@ -19,6 +20,11 @@ type link struct {
 	// admitted is what an inbound connection was judged by, once it was
 	// allowed; changed policies judge it again.
 	admitted atomic.Pointer[admission]
+
+	// life is what the record of the end says, once the beginning is
+	// recorded; ending is the first reason that was given for it.
+	life   atomic.Pointer[life]
+	ending atomic.Pointer[audit.Reason]
 
 	mu     sync.Mutex
 	far    *raw // guarded by mu

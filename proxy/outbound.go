@@ -78,6 +78,7 @@ func (c *call) handshake(far *raw) bool {
 	e := c.event(audit.VerdictAllowed, audit.ReasonAllowed)
 	e.Destination, e.ServerSerial = addrOf(far.RemoteAddr()).String(), peer.Serial
 	negotiated(e, conn.ConnectionState())
+	c.l.begin(e, c.source)
 	c.p.forward(c.l, half{raw: c.l.near}, half{raw: far, tls: conn, heard: c.await(e)})
 	return true
 }
@@ -109,6 +110,7 @@ func (c *call) await(e *audit.Event) func(error) {
 			}
 			refused.Reason = audit.ReasonReset
 		}
+		c.l.life.Store(nil) // it never began
 		c.p.record(&refused, c.source)
 	}
 }

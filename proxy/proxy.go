@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity/mtls"
 	"github.com/aval-id/aval/identity/wire"
 )
@@ -137,6 +138,7 @@ func (p *Proxy) drain(cut context.CancelFunc) {
 	left := p.table.snapshot()
 	p.log.Warn("closing connections that outlived the drain", "open", len(left))
 	for _, l := range left {
+		l.because(audit.ReasonShuttingDown)
 		l.close(false)
 	}
 	<-done

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -43,6 +44,9 @@ type raw struct {
 	*net.TCPConn
 	sys    syscall.RawConn
 	prefix []byte // read ahead, given back first; owned by the reader
+	// moved counts the application's bytes that were read here and written to
+	// the other side.
+	moved atomic.Uint64
 
 	// The rest is the reader's too. tryOnly makes Read return errAgain
 	// instead of waiting, and dry says that the last read emptied the socket.

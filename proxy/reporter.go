@@ -25,27 +25,9 @@ const (
 	// and the agent takes no more than twice this at once. One larger record
 	// still goes.
 	batchBytes = 1 << 20
-	// refusalsPerSecond is how many alike refusals are recorded one by one
-	// before the rest of the second is counted in one record.
-	refusalsPerSecond = 20
-	// refusalKeys bounds the sources told apart within a second. Beyond it
-	// refusals are counted by reason alone.
-	refusalKeys = 4096
 	// reportGrace is how long the last records may take at the end.
 	reportGrace = time.Second
 )
-
-// refusal is what alike refusals have in common.
-type refusal struct {
-	reason, client string
-	source         netip.Addr
-	port           uint16
-}
-
-type tally struct {
-	seen   int
-	merged *audit.Event // counts those beyond refusalsPerSecond
-}
 
 // reporter queues records. When the agent is away or slow the oldest go, and
 // their number is reported.
@@ -56,20 +38,20 @@ type reporter struct {
 	wake    chan struct{} // of size 1: something is waiting
 
 	mu      sync.Mutex
-	queue   []*audit.Event     // guarded by mu, oldest first
-	lost    uint64             // guarded by mu: dropped and not yet reported
-	second  int64              // guarded by mu: what tallies belongs to
-	tallies map[refusal]*tally // guarded by mu
+	queue   []*audit.Event   // guarded by mu, oldest first
+	lost    uint64           // guarded by mu: dropped and not yet reported
+	second  int64            // guarded by mu: what tallies belongs to
+	tallies map[alike]*tally // guarded by mu
 }
 
 func newReporter(limit int, log *slog.Logger, m *metrics) *reporter {
-	return &reporter{limit: limit, log: log, metrics: m, wake: make(chan struct{}, 1), tallies: make(map[refusal]*tally)}
+	return &reporter{limit: limit, log: log, metrics: m, wake: make(chan struct{}, 1), tallies: make(map[alike]*tally)}
 }
 
 // add queues a record. It never blocks; e is the reporter's from now on.
 func (r *reporter) add(e *audit.Event, source netip.Addr) {
 	r.mu.Lock()
-	if e.Verdict != audit.VerdictDenied || !r.merge(e, source) {
+	if !r.merge(e, source) {
 		r.push(e)
 	}
 	r.mu.Unlock()
@@ -97,45 +79,7 @@ func (r *reporter) drop(n uint64) {
 	r.metrics.lost.Add(float64(n))
 }
 
-// merge counts e in with alike refusals and reports whether it is thereby
-// recorded. The caller holds mu.
-func (r *reporter) merge(e *audit.Event, source netip.Addr) bool {
-	if s := e.Time.Unix(); s != r.second {
-		r.settle()
-		r.second = s
-	}
-	key := refusal{e.Reason, e.ClientID, source, e.Port}
-	t := r.tallies[key]
-	if t == nil {
-		if len(r.tallies) >= refusalKeys {
-			key = refusal{reason: e.Reason}
-			t = r.tallies[key]
-		}
-		if t == nil {
-			t = new(tally)
-			r.tallies[key] = t
-		}
-	}
-	t.seen++
-	switch {
-	case t.seen <= refusalsPerSecond:
-		return false
-	case t.merged == nil:
-		t.merged = e
-		e.Count, e.FirstTime, e.Source = 1, e.Time, ""
-		if key.source.IsValid() {
-			e.Source = key.source.String()
-		} else {
-			e.ClientID, e.ClientSerial, e.SNI, e.Port = "", "", "", 0
-		}
-	default:
-		t.merged.Count++
-		t.merged.Time = e.Time
-	}
-	return true
-}
-
-// settle queues the counted refusals of the second that is over. The caller
+// settle queues the counted records of the second that is over. The caller
 // holds mu.
 func (r *reporter) settle() {
 	for _, t := range r.tallies {
@@ -147,7 +91,7 @@ func (r *reporter) settle() {
 }
 
 // batch takes the oldest records off the queue, and the number lost. Counted
-// refusals leave once their second is over, or at the end, when all is set.
+// records leave once their second is over, or at the end, when all is set.
 func (r *reporter) batch(now time.Time, all bool) (events []*audit.Event, lost uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -177,7 +121,7 @@ func (r *reporter) putBack(events []*audit.Event, lost uint64) {
 	r.queue = append(events[:len(events):len(events)], r.queue...)
 }
 
-// pending reports whether anything waits, counted refusals included.
+// pending reports whether anything waits, counted ones included.
 func (r *reporter) pending() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -60,8 +60,9 @@ func TestLargeRecordsTravelInBatchesThatTheAgentTakes(t *testing.T) {
 	for i := range names {
 		names[i] = strings.Repeat("n", 60)
 	}
-	for range 1000 {
-		r.add(&audit.Event{Time: time.Now(), Kind: audit.KindConnection, Verdict: audit.VerdictAllowed, Policies: names}, netip.Addr{})
+	for i := range 1000 {
+		r.add(&audit.Event{Time: time.Now(), Kind: audit.KindConnection, Verdict: audit.VerdictAllowed, Policies: names,
+			Generation: uint64(i)}, netip.Addr{})
 	}
 	var s taker
 	for seq := uint64(1); r.pending(); seq++ {
@@ -116,7 +117,7 @@ func TestManySourcesDoNotGrowTheTally(t *testing.T) {
 		a := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
 		r.add(&audit.Event{Time: now, Verdict: audit.VerdictDenied, Reason: audit.ReasonLimit, Source: a.String()}, a)
 	}
-	if n := len(r.tallies); n > refusalKeys+len(audit.Reasons()) {
+	if n := len(r.tallies); n > tallyKeys+len(audit.Reasons()) {
 		t.Errorf("%d tallies", n)
 	}
 	total := uint64(0)

@@ -215,6 +215,7 @@ func (s *Server) storeRecords(ctx context.Context, sess *session, batch *wire.Re
 		s.log.Warn("storing of connection records", "node", sess.node.Name(), "lost", n, "error", err)
 		return lost + n
 	}
+	s.ledger.addAll(events, now)
 	return 0
 }
 
@@ -232,7 +233,7 @@ func decodeRecord(raw []byte) (audit.Event, error) {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return audit.Event{}, errors.New("record: text follows the object")
 	}
-	if e.Kind != audit.KindConnection && e.Kind != audit.KindLoss {
+	if e.Kind != audit.KindConnection && e.Kind != audit.KindConnectionClosed && e.Kind != audit.KindLoss {
 		return audit.Event{}, fmt.Errorf("record of the kind %q is not taken from nodes", e.Kind)
 	}
 	if e.KeptFrom != 0 {

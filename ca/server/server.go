@@ -57,6 +57,7 @@ type Server struct {
 	receipts  receiptSigner
 	sessions  sessions
 	refusals  *refusals
+	ledger    *ledger
 	metrics   *metrics
 
 	closing sync.Once
@@ -131,6 +132,7 @@ func (s *Server) assemble() {
 	s.setRecorder(s.authorityLog)
 	s.receipts.sign = s.authorityLog.Sign
 	s.nodes = &nodes{store: s.store}
+	s.ledger = newLedger()
 	s.refusals = &refusals{
 		logs:    map[string]ca.Recorder{AuthorityLog: s.authorityLog, ConnectionsLog: s.connections},
 		metrics: s.metrics, log: s.log, signal: make(chan struct{}, 1), counts: map[refusalKey]*refusalCount{},
@@ -189,6 +191,9 @@ func (s *Server) Run(ctx context.Context) error {
 	part(&parts, ctx, s.documents.run)
 	part(&parts, ctx, s.pumpCheckpoints)
 	part(&parts, ctx, s.compact)
+	s.ledger.load()
+	recorded := s.connections.Size() // before the first node can report
+	part(&parts, ctx, func(ctx context.Context) error { return s.loadLedger(ctx, recorded) })
 	part(&parts, ctx, func(ctx context.Context) error { return rotation.Loop(ctx, &keeper{server: s}, nil) })
 	part(&parts, ctx, s.serveNodes)
 	part(&parts, ctx, s.serveAdmin)

@@ -194,7 +194,7 @@ func (c *cli) printEntryLine(log string, raw []byte) error {
 	}
 	parts := []string{localTime(e.Time, time.Now()), fmt.Sprintf("%s/%d", log, e.Index), string(e.Kind), verdict}
 	switch {
-	case e.Kind == audit.KindConnection:
+	case e.Kind == audit.KindConnection, e.Kind == audit.KindConnectionClosed:
 		parts = append(parts, plain(orDash(e.ClientID)+" -> "+orDash(e.ServerID)))
 	case e.ServerID != "":
 		parts = append(parts, plain(e.ServerID))
@@ -210,6 +210,9 @@ func (c *cli) printEntryLine(log string, raw []byte) error {
 		default:
 			parts = append(parts, pair[0]+"="+plain(pair[1]))
 		}
+	}
+	if e.Kind == audit.KindConnectionClosed {
+		parts = append(parts, fmt.Sprintf("in=%d out=%d lasted=%s", e.BytesIn, e.BytesOut, time.Duration(e.DurationMS)*time.Millisecond))
 	}
 	if e.Count > 1 {
 		parts = append(parts, fmt.Sprintf("count=%d", e.Count))

@@ -1,4 +1,4 @@
-// This file holds explain: why a process has no identity, or which it has.
+// This file holds explain pid: why a process has no identity, or which it has.
 
 package main
 
@@ -18,7 +18,7 @@ import (
 )
 
 func (c *cli) explainCommand() *cobra.Command {
-	return group("explain", "Why something is as it is", c.explainPIDCommand())
+	return group("explain", "Why something is as it is", c.explainPIDCommand(), c.explainStrictCommand())
 }
 
 func (c *cli) explainPIDCommand() *cobra.Command {

@@ -3928,6 +3928,527 @@ func (x *LogState) GetBytes() uint64 {
 	return 0
 }
 
+type ExplainStrictRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// target is a registration (namespace/name), a SPIFFE ID, a namespace, or
+	// empty for all registrations.
+	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// window is how long a workload must have been clean, in milliseconds; zero
+	// means a day.
+	Window        int64 `protobuf:"varint,2,opt,name=window,proto3" json:"window,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainStrictRequest) Reset() {
+	*x = ExplainStrictRequest{}
+	mi := &file_aval_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainStrictRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainStrictRequest) ProtoMessage() {}
+
+func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainStrictRequest.ProtoReflect.Descriptor instead.
+func (*ExplainStrictRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ExplainStrictRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ExplainStrictRequest) GetWindow() int64 {
+	if x != nil {
+		return x.Window
+	}
+	return 0
+}
+
+type ExplainStrictResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Workloads []*StrictWorkload      `protobuf:"bytes,1,rep,name=workloads,proto3" json:"workloads,omitempty"`
+	Clock     int64                  `protobuf:"varint,2,opt,name=clock,proto3" json:"clock,omitempty"`
+	Window    int64                  `protobuf:"varint,3,opt,name=window,proto3" json:"window,omitempty"`
+	// reading says that the record of before the server's start is still being
+	// read, fault why that failed.
+	Reading bool   `protobuf:"varint,4,opt,name=reading,proto3" json:"reading,omitempty"`
+	Fault   string `protobuf:"bytes,5,opt,name=fault,proto3" json:"fault,omitempty"`
+	// overflow counts records of workloads beyond what the ledger holds.
+	Overflow      uint64 `protobuf:"varint,6,opt,name=overflow,proto3" json:"overflow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainStrictResponse) Reset() {
+	*x = ExplainStrictResponse{}
+	mi := &file_aval_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainStrictResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainStrictResponse) ProtoMessage() {}
+
+func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainStrictResponse.ProtoReflect.Descriptor instead.
+func (*ExplainStrictResponse) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ExplainStrictResponse) GetWorkloads() []*StrictWorkload {
+	if x != nil {
+		return x.Workloads
+	}
+	return nil
+}
+
+func (x *ExplainStrictResponse) GetClock() int64 {
+	if x != nil {
+		return x.Clock
+	}
+	return 0
+}
+
+func (x *ExplainStrictResponse) GetWindow() int64 {
+	if x != nil {
+		return x.Window
+	}
+	return 0
+}
+
+func (x *ExplainStrictResponse) GetReading() bool {
+	if x != nil {
+		return x.Reading
+	}
+	return false
+}
+
+func (x *ExplainStrictResponse) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
+}
+
+func (x *ExplainStrictResponse) GetOverflow() uint64 {
+	if x != nil {
+		return x.Overflow
+	}
+	return 0
+}
+
+// StrictWorkload is the judgement on one registration. Times are Unix
+// milliseconds, zero where there is none.
+type StrictWorkload struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Registration string                 `protobuf:"bytes,1,opt,name=registration,proto3" json:"registration,omitempty"`
+	SpiffeId     string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Ready        bool                   `protobuf:"varint,3,opt,name=ready,proto3" json:"ready,omitempty"`
+	// missing is what stands in the way, worded for a person.
+	Missing       []string      `protobuf:"bytes,4,rep,name=missing,proto3" json:"missing,omitempty"`
+	CleanSince    int64         `protobuf:"varint,5,opt,name=clean_since,json=cleanSince,proto3" json:"clean_since,omitempty"`
+	ObservedSince int64         `protobuf:"varint,6,opt,name=observed_since,json=observedSince,proto3" json:"observed_since,omitempty"`
+	LastSeen      int64         `protobuf:"varint,7,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	Connections   uint64        `protobuf:"varint,8,opt,name=connections,proto3" json:"connections,omitempty"`
+	Ports         []*StrictPort `protobuf:"bytes,9,rep,name=ports,proto3" json:"ports,omitempty"`
+	// never_observed are identities that a policy names as callers and that no
+	// record of the window shows.
+	NeverObserved []string `protobuf:"bytes,10,rep,name=never_observed,json=neverObserved,proto3" json:"never_observed,omitempty"`
+	Nodes         []string `protobuf:"bytes,11,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// lost counts records that its nodes lost within the window or later.
+	Lost uint64 `protobuf:"varint,12,opt,name=lost,proto3" json:"lost,omitempty"`
+	// untrusted counts records of nodes that may not hold the identity.
+	Untrusted     uint64 `protobuf:"varint,13,opt,name=untrusted,proto3" json:"untrusted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StrictWorkload) Reset() {
+	*x = StrictWorkload{}
+	mi := &file_aval_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StrictWorkload) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StrictWorkload) ProtoMessage() {}
+
+func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StrictWorkload.ProtoReflect.Descriptor instead.
+func (*StrictWorkload) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *StrictWorkload) GetRegistration() string {
+	if x != nil {
+		return x.Registration
+	}
+	return ""
+}
+
+func (x *StrictWorkload) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *StrictWorkload) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *StrictWorkload) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *StrictWorkload) GetCleanSince() int64 {
+	if x != nil {
+		return x.CleanSince
+	}
+	return 0
+}
+
+func (x *StrictWorkload) GetObservedSince() int64 {
+	if x != nil {
+		return x.ObservedSince
+	}
+	return 0
+}
+
+func (x *StrictWorkload) GetLastSeen() int64 {
+	if x != nil {
+		return x.LastSeen
+	}
+	return 0
+}
+
+func (x *StrictWorkload) GetConnections() uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *StrictWorkload) GetPorts() []*StrictPort {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *StrictWorkload) GetNeverObserved() []string {
+	if x != nil {
+		return x.NeverObserved
+	}
+	return nil
+}
+
+func (x *StrictWorkload) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *StrictWorkload) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *StrictWorkload) GetUntrusted() uint64 {
+	if x != nil {
+		return x.Untrusted
+	}
+	return 0
+}
+
+type StrictPort struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// port is 0 for the ports beyond what the ledger tells apart.
+	Port          uint32          `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	Mode          string          `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	ModeSource    string          `protobuf:"bytes,3,opt,name=mode_source,json=modeSource,proto3" json:"mode_source,omitempty"`
+	Ready         bool            `protobuf:"varint,4,opt,name=ready,proto3" json:"ready,omitempty"`
+	CleanSince    int64           `protobuf:"varint,5,opt,name=clean_since,json=cleanSince,proto3" json:"clean_since,omitempty"`
+	Connections   uint64          `protobuf:"varint,6,opt,name=connections,proto3" json:"connections,omitempty"`
+	Clients       []*StrictClient `protobuf:"bytes,7,rep,name=clients,proto3" json:"clients,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StrictPort) Reset() {
+	*x = StrictPort{}
+	mi := &file_aval_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StrictPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StrictPort) ProtoMessage() {}
+
+func (x *StrictPort) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StrictPort.ProtoReflect.Descriptor instead.
+func (*StrictPort) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *StrictPort) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *StrictPort) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *StrictPort) GetModeSource() string {
+	if x != nil {
+		return x.ModeSource
+	}
+	return ""
+}
+
+func (x *StrictPort) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *StrictPort) GetCleanSince() int64 {
+	if x != nil {
+		return x.CleanSince
+	}
+	return 0
+}
+
+func (x *StrictPort) GetConnections() uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *StrictPort) GetClients() []*StrictClient {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
+}
+
+// StrictClient is one client of a port as the ledger knows it.
+type StrictClient struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// cause is mtls, plaintext, foreign_tls, or the reason of a failure.
+	Cause    string `protobuf:"bytes,1,opt,name=cause,proto3" json:"cause,omitempty"`
+	Admitted bool   `protobuf:"varint,2,opt,name=admitted,proto3" json:"admitted,omitempty"`
+	// breaks says that it came within the window and would be refused.
+	Breaks bool `protobuf:"varint,3,opt,name=breaks,proto3" json:"breaks,omitempty"`
+	// spiffe_id is proven only where cause is mtls.
+	SpiffeId string `protobuf:"bytes,4,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Source   string `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
+	Protocol string `protobuf:"bytes,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// known says what is known of it, fix what to do; both for a person.
+	Known     string `protobuf:"bytes,7,opt,name=known,proto3" json:"known,omitempty"`
+	Fix       string `protobuf:"bytes,8,opt,name=fix,proto3" json:"fix,omitempty"`
+	FirstSeen int64  `protobuf:"varint,9,opt,name=first_seen,json=firstSeen,proto3" json:"first_seen,omitempty"`
+	LastSeen  int64  `protobuf:"varint,10,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	Count     uint64 `protobuf:"varint,11,opt,name=count,proto3" json:"count,omitempty"`
+	// unnamed says that it stands for several beyond what the ledger tells apart.
+	Unnamed       bool `protobuf:"varint,12,opt,name=unnamed,proto3" json:"unnamed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StrictClient) Reset() {
+	*x = StrictClient{}
+	mi := &file_aval_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StrictClient) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StrictClient) ProtoMessage() {}
+
+func (x *StrictClient) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StrictClient.ProtoReflect.Descriptor instead.
+func (*StrictClient) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *StrictClient) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *StrictClient) GetAdmitted() bool {
+	if x != nil {
+		return x.Admitted
+	}
+	return false
+}
+
+func (x *StrictClient) GetBreaks() bool {
+	if x != nil {
+		return x.Breaks
+	}
+	return false
+}
+
+func (x *StrictClient) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *StrictClient) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *StrictClient) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *StrictClient) GetKnown() string {
+	if x != nil {
+		return x.Known
+	}
+	return ""
+}
+
+func (x *StrictClient) GetFix() string {
+	if x != nil {
+		return x.Fix
+	}
+	return ""
+}
+
+func (x *StrictClient) GetFirstSeen() int64 {
+	if x != nil {
+		return x.FirstSeen
+	}
+	return 0
+}
+
+func (x *StrictClient) GetLastSeen() int64 {
+	if x != nil {
+		return x.LastSeen
+	}
+	return 0
+}
+
+func (x *StrictClient) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *StrictClient) GetUnnamed() bool {
+	if x != nil {
+		return x.Unnamed
+	}
+	return false
+}
+
 var File_aval_proto protoreflect.FileDescriptor
 
 const file_aval_proto_rawDesc = "" +
@@ -4254,7 +4775,59 @@ const file_aval_proto_rawDesc = "" +
 	"\x0fcheckpoint_size\x18\x03 \x01(\x03R\x0echeckpointSize\x12!\n" +
 	"\fverifier_key\x18\x04 \x01(\tR\vverifierKey\x12\x14\n" +
 	"\x05error\x18\x05 \x01(\tR\x05error\x12\x14\n" +
-	"\x05bytes\x18\x06 \x01(\x04R\x05bytes2\xcd\x01\n" +
+	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\"F\n" +
+	"\x14ExplainStrictRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
+	"\x06window\x18\x02 \x01(\x03R\x06window\"\xcd\x01\n" +
+	"\x15ExplainStrictResponse\x12:\n" +
+	"\tworkloads\x18\x01 \x03(\v2\x1c.aval.wire.v1.StrictWorkloadR\tworkloads\x12\x14\n" +
+	"\x05clock\x18\x02 \x01(\x03R\x05clock\x12\x16\n" +
+	"\x06window\x18\x03 \x01(\x03R\x06window\x12\x18\n" +
+	"\areading\x18\x04 \x01(\bR\areading\x12\x14\n" +
+	"\x05fault\x18\x05 \x01(\tR\x05fault\x12\x1a\n" +
+	"\boverflow\x18\x06 \x01(\x04R\boverflow\"\xa7\x03\n" +
+	"\x0eStrictWorkload\x12\"\n" +
+	"\fregistration\x18\x01 \x01(\tR\fregistration\x12\x1b\n" +
+	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x14\n" +
+	"\x05ready\x18\x03 \x01(\bR\x05ready\x12\x18\n" +
+	"\amissing\x18\x04 \x03(\tR\amissing\x12\x1f\n" +
+	"\vclean_since\x18\x05 \x01(\x03R\n" +
+	"cleanSince\x12%\n" +
+	"\x0eobserved_since\x18\x06 \x01(\x03R\robservedSince\x12\x1b\n" +
+	"\tlast_seen\x18\a \x01(\x03R\blastSeen\x12 \n" +
+	"\vconnections\x18\b \x01(\x04R\vconnections\x12.\n" +
+	"\x05ports\x18\t \x03(\v2\x18.aval.wire.v1.StrictPortR\x05ports\x12%\n" +
+	"\x0enever_observed\x18\n" +
+	" \x03(\tR\rneverObserved\x12\x14\n" +
+	"\x05nodes\x18\v \x03(\tR\x05nodes\x12\x12\n" +
+	"\x04lost\x18\f \x01(\x04R\x04lost\x12\x1c\n" +
+	"\tuntrusted\x18\r \x01(\x04R\tuntrusted\"\xe4\x01\n" +
+	"\n" +
+	"StrictPort\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x1f\n" +
+	"\vmode_source\x18\x03 \x01(\tR\n" +
+	"modeSource\x12\x14\n" +
+	"\x05ready\x18\x04 \x01(\bR\x05ready\x12\x1f\n" +
+	"\vclean_since\x18\x05 \x01(\x03R\n" +
+	"cleanSince\x12 \n" +
+	"\vconnections\x18\x06 \x01(\x04R\vconnections\x124\n" +
+	"\aclients\x18\a \x03(\v2\x1a.aval.wire.v1.StrictClientR\aclients\"\xbd\x02\n" +
+	"\fStrictClient\x12\x14\n" +
+	"\x05cause\x18\x01 \x01(\tR\x05cause\x12\x1a\n" +
+	"\badmitted\x18\x02 \x01(\bR\badmitted\x12\x16\n" +
+	"\x06breaks\x18\x03 \x01(\bR\x06breaks\x12\x1b\n" +
+	"\tspiffe_id\x18\x04 \x01(\tR\bspiffeId\x12\x16\n" +
+	"\x06source\x18\x05 \x01(\tR\x06source\x12\x1a\n" +
+	"\bprotocol\x18\x06 \x01(\tR\bprotocol\x12\x14\n" +
+	"\x05known\x18\a \x01(\tR\x05known\x12\x10\n" +
+	"\x03fix\x18\b \x01(\tR\x03fix\x12\x1d\n" +
+	"\n" +
+	"first_seen\x18\t \x01(\x03R\tfirstSeen\x12\x1b\n" +
+	"\tlast_seen\x18\n" +
+	" \x01(\x03R\blastSeen\x12\x14\n" +
+	"\x05count\x18\v \x01(\x04R\x05count\x12\x18\n" +
+	"\aunnamed\x18\f \x01(\bR\aunnamed2\xcd\x01\n" +
 	"\x04Node\x12C\n" +
 	"\x06Attest\x12\x1b.aval.wire.v1.AttestRequest\x1a\x1c.aval.wire.v1.AttestResponse\x12@\n" +
 	"\x05Renew\x12\x1a.aval.wire.v1.RenewRequest\x1a\x1b.aval.wire.v1.RenewResponse\x12>\n" +
@@ -4264,7 +4837,7 @@ const file_aval_proto_rawDesc = "" +
 	"\x06Report\x12\x19.aval.wire.v1.RecordBatch\x1a\x18.aval.wire.v1.RecordsAck(\x010\x012\x94\x01\n" +
 	"\x05Local\x12F\n" +
 	"\aExplain\x12\x1c.aval.wire.v1.ExplainRequest\x1a\x1d.aval.wire.v1.ExplainResponse\x12C\n" +
-	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\xa2\x05\n" +
+	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\xfc\x05\n" +
 	"\x05Admin\x12@\n" +
 	"\x05Apply\x12\x1a.aval.wire.v1.ApplyRequest\x1a\x1b.aval.wire.v1.ApplyResponse\x12:\n" +
 	"\x03Get\x12\x18.aval.wire.v1.GetRequest\x1a\x19.aval.wire.v1.GetResponse\x12C\n" +
@@ -4274,7 +4847,8 @@ const file_aval_proto_rawDesc = "" +
 	"\tEvictNode\x12\x1e.aval.wire.v1.EvictNodeRequest\x1a\x1f.aval.wire.v1.EvictNodeResponse\x12H\n" +
 	"\aEntries\x12\x1c.aval.wire.v1.EntriesRequest\x1a\x1d.aval.wire.v1.EntriesResponse0\x01\x12E\n" +
 	"\x06Backup\x12\x1b.aval.wire.v1.BackupRequest\x1a\x1c.aval.wire.v1.BackupResponse0\x01\x12U\n" +
-	"\fServerStatus\x12!.aval.wire.v1.ServerStatusRequest\x1a\".aval.wire.v1.ServerStatusResponseB'Z%github.com/aval-id/aval/identity/wireb\x06proto3"
+	"\fServerStatus\x12!.aval.wire.v1.ServerStatusRequest\x1a\".aval.wire.v1.ServerStatusResponse\x12X\n" +
+	"\rExplainStrict\x12\".aval.wire.v1.ExplainStrictRequest\x1a#.aval.wire.v1.ExplainStrictResponseB'Z%github.com/aval-id/aval/identity/wireb\x06proto3"
 
 var (
 	file_aval_proto_rawDescOnce sync.Once
@@ -4288,7 +4862,7 @@ func file_aval_proto_rawDescGZIP() []byte {
 	return file_aval_proto_rawDescData
 }
 
-var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_aval_proto_goTypes = []any{
 	(*Position)(nil),              // 0: aval.wire.v1.Position
 	(*AttestRequest)(nil),         // 1: aval.wire.v1.AttestRequest
@@ -4346,17 +4920,22 @@ var file_aval_proto_goTypes = []any{
 	(*ServerStatusResponse)(nil),  // 53: aval.wire.v1.ServerStatusResponse
 	(*AuthorityState)(nil),        // 54: aval.wire.v1.AuthorityState
 	(*LogState)(nil),              // 55: aval.wire.v1.LogState
-	nil,                           // 56: aval.wire.v1.AttestResponse.AttributesEntry
-	nil,                           // 57: aval.wire.v1.Welcome.AttributesEntry
-	nil,                           // 58: aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	nil,                           // 59: aval.wire.v1.ExplainResponse.SelectorsEntry
-	nil,                           // 60: aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	nil,                           // 61: aval.wire.v1.CreateTokenRequest.AttributesEntry
-	nil,                           // 62: aval.wire.v1.NodeState.AttributesEntry
+	(*ExplainStrictRequest)(nil),  // 56: aval.wire.v1.ExplainStrictRequest
+	(*ExplainStrictResponse)(nil), // 57: aval.wire.v1.ExplainStrictResponse
+	(*StrictWorkload)(nil),        // 58: aval.wire.v1.StrictWorkload
+	(*StrictPort)(nil),            // 59: aval.wire.v1.StrictPort
+	(*StrictClient)(nil),          // 60: aval.wire.v1.StrictClient
+	nil,                           // 61: aval.wire.v1.AttestResponse.AttributesEntry
+	nil,                           // 62: aval.wire.v1.Welcome.AttributesEntry
+	nil,                           // 63: aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	nil,                           // 64: aval.wire.v1.ExplainResponse.SelectorsEntry
+	nil,                           // 65: aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	nil,                           // 66: aval.wire.v1.CreateTokenRequest.AttributesEntry
+	nil,                           // 67: aval.wire.v1.NodeState.AttributesEntry
 }
 var file_aval_proto_depIdxs = []int32{
 	18, // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
-	56, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
+	61, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
 	7,  // 2: aval.wire.v1.NodeFrame.hello:type_name -> aval.wire.v1.Hello
 	8,  // 3: aval.wire.v1.NodeFrame.ack:type_name -> aval.wire.v1.Ack
 	9,  // 4: aval.wire.v1.NodeFrame.issue:type_name -> aval.wire.v1.IssueBatch
@@ -4372,7 +4951,7 @@ var file_aval_proto_depIdxs = []int32{
 	25, // 14: aval.wire.v1.ServerFrame.goodbye:type_name -> aval.wire.v1.Goodbye
 	14, // 15: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
 	0,  // 16: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
-	57, // 17: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
+	62, // 17: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
 	0,  // 18: aval.wire.v1.Delta.position:type_name -> aval.wire.v1.Position
 	16, // 19: aval.wire.v1.Delta.upserts:type_name -> aval.wire.v1.Resource
 	17, // 20: aval.wire.v1.Delta.deletes:type_name -> aval.wire.v1.ResourceKey
@@ -4384,11 +4963,11 @@ var file_aval_proto_depIdxs = []int32{
 	0,  // 26: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
 	14, // 27: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
 	18, // 28: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
-	58, // 29: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	63, // 29: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
 	16, // 30: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
-	59, // 31: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
+	64, // 31: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
 	30, // 32: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
-	60, // 33: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	65, // 33: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
 	0,  // 34: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
 	35, // 35: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
 	0,  // 36: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
@@ -4397,58 +4976,63 @@ var file_aval_proto_depIdxs = []int32{
 	17, // 39: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
 	35, // 40: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
 	0,  // 41: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
-	61, // 42: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
+	66, // 42: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
 	44, // 43: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
-	62, // 44: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
+	67, // 44: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
 	0,  // 45: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
 	45, // 46: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
 	44, // 47: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
 	0,  // 48: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
 	54, // 49: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
 	55, // 50: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
-	3,  // 51: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 52: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 53: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 54: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 55: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 56: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	1,  // 57: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
-	4,  // 58: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
-	6,  // 59: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
-	26, // 60: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
-	11, // 61: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
-	28, // 62: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
-	31, // 63: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
-	33, // 64: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
-	36, // 65: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
-	38, // 66: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
-	40, // 67: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
-	42, // 68: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
-	46, // 69: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
-	48, // 70: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
-	50, // 71: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
-	52, // 72: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
-	2,  // 73: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
-	5,  // 74: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
-	12, // 75: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
-	27, // 76: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
-	22, // 77: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
-	29, // 78: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
-	32, // 79: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
-	34, // 80: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
-	37, // 81: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
-	39, // 82: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
-	41, // 83: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
-	43, // 84: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
-	47, // 85: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
-	49, // 86: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
-	51, // 87: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
-	53, // 88: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
-	73, // [73:89] is the sub-list for method output_type
-	57, // [57:73] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	58, // 51: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
+	59, // 52: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
+	60, // 53: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
+	3,  // 54: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 55: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 56: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 57: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 58: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 59: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	1,  // 60: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
+	4,  // 61: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
+	6,  // 62: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
+	26, // 63: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
+	11, // 64: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
+	28, // 65: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
+	31, // 66: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
+	33, // 67: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
+	36, // 68: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
+	38, // 69: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
+	40, // 70: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
+	42, // 71: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
+	46, // 72: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
+	48, // 73: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
+	50, // 74: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
+	52, // 75: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
+	56, // 76: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
+	2,  // 77: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
+	5,  // 78: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
+	12, // 79: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
+	27, // 80: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
+	22, // 81: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
+	29, // 82: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
+	32, // 83: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
+	34, // 84: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
+	37, // 85: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
+	39, // 86: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
+	41, // 87: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
+	43, // 88: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
+	47, // 89: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
+	49, // 90: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
+	51, // 91: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
+	53, // 92: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
+	57, // 93: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
+	77, // [77:94] is the sub-list for method output_type
+	60, // [60:77] is the sub-list for method input_type
+	60, // [60:60] is the sub-list for extension type_name
+	60, // [60:60] is the sub-list for extension extendee
+	0,  // [0:60] is the sub-list for field type_name
 }
 
 func init() { file_aval_proto_init() }
@@ -4476,7 +5060,7 @@ func file_aval_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aval_proto_rawDesc), len(file_aval_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   63,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -494,15 +494,16 @@ var Local_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Admin_Apply_FullMethodName        = "/aval.wire.v1.Admin/Apply"
-	Admin_Get_FullMethodName          = "/aval.wire.v1.Admin/Get"
-	Admin_Delete_FullMethodName       = "/aval.wire.v1.Admin/Delete"
-	Admin_CreateToken_FullMethodName  = "/aval.wire.v1.Admin/CreateToken"
-	Admin_ListNodes_FullMethodName    = "/aval.wire.v1.Admin/ListNodes"
-	Admin_EvictNode_FullMethodName    = "/aval.wire.v1.Admin/EvictNode"
-	Admin_Entries_FullMethodName      = "/aval.wire.v1.Admin/Entries"
-	Admin_Backup_FullMethodName       = "/aval.wire.v1.Admin/Backup"
-	Admin_ServerStatus_FullMethodName = "/aval.wire.v1.Admin/ServerStatus"
+	Admin_Apply_FullMethodName         = "/aval.wire.v1.Admin/Apply"
+	Admin_Get_FullMethodName           = "/aval.wire.v1.Admin/Get"
+	Admin_Delete_FullMethodName        = "/aval.wire.v1.Admin/Delete"
+	Admin_CreateToken_FullMethodName   = "/aval.wire.v1.Admin/CreateToken"
+	Admin_ListNodes_FullMethodName     = "/aval.wire.v1.Admin/ListNodes"
+	Admin_EvictNode_FullMethodName     = "/aval.wire.v1.Admin/EvictNode"
+	Admin_Entries_FullMethodName       = "/aval.wire.v1.Admin/Entries"
+	Admin_Backup_FullMethodName        = "/aval.wire.v1.Admin/Backup"
+	Admin_ServerStatus_FullMethodName  = "/aval.wire.v1.Admin/ServerStatus"
+	Admin_ExplainStrict_FullMethodName = "/aval.wire.v1.Admin/ExplainStrict"
 )
 
 // AdminClient is the client API for Admin service.
@@ -520,6 +521,9 @@ type AdminClient interface {
 	Entries(ctx context.Context, in *EntriesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EntriesResponse], error)
 	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error)
 	ServerStatus(ctx context.Context, in *ServerStatusRequest, opts ...grpc.CallOption) (*ServerStatusResponse, error)
+	// ExplainStrict says whether workloads can take mTLS alone, on the evidence
+	// of their recorded connections.
+	ExplainStrict(ctx context.Context, in *ExplainStrictRequest, opts ...grpc.CallOption) (*ExplainStrictResponse, error)
 }
 
 type adminClient struct {
@@ -638,6 +642,16 @@ func (c *adminClient) ServerStatus(ctx context.Context, in *ServerStatusRequest,
 	return out, nil
 }
 
+func (c *adminClient) ExplainStrict(ctx context.Context, in *ExplainStrictRequest, opts ...grpc.CallOption) (*ExplainStrictResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainStrictResponse)
+	err := c.cc.Invoke(ctx, Admin_ExplainStrict_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -653,6 +667,9 @@ type AdminServer interface {
 	Entries(*EntriesRequest, grpc.ServerStreamingServer[EntriesResponse]) error
 	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error
 	ServerStatus(context.Context, *ServerStatusRequest) (*ServerStatusResponse, error)
+	// ExplainStrict says whether workloads can take mTLS alone, on the evidence
+	// of their recorded connections.
+	ExplainStrict(context.Context, *ExplainStrictRequest) (*ExplainStrictResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -689,6 +706,9 @@ func (UnimplementedAdminServer) Backup(*BackupRequest, grpc.ServerStreamingServe
 }
 func (UnimplementedAdminServer) ServerStatus(context.Context, *ServerStatusRequest) (*ServerStatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ServerStatus not implemented")
+}
+func (UnimplementedAdminServer) ExplainStrict(context.Context, *ExplainStrictRequest) (*ExplainStrictResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExplainStrict not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -859,6 +879,24 @@ func _Admin_ServerStatus_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_ExplainStrict_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainStrictRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ExplainStrict(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ExplainStrict_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ExplainStrict(ctx, req.(*ExplainStrictRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -893,6 +931,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ServerStatus",
 			Handler:    _Admin_ServerStatus_Handler,
+		},
+		{
+			MethodName: "ExplainStrict",
+			Handler:    _Admin_ExplainStrict_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
