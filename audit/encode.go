@@ -76,6 +76,7 @@ func appendConnection(dst []byte, e *Event) []byte {
 		w = strconv.AppendInt(w, int64(*e.Rule), 10)
 	}
 	w.text(`,"mode_source":`, e.ModeSource)
+	w.text(`,"exception":`, e.Exception)
 	w.list(`,"policies":`, e.Policies)
 	w.number(`,"generation":`, e.Generation)
 	w.number(`,"bytes_in":`, e.BytesIn)

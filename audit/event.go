@@ -65,6 +65,7 @@ type Event struct {
 	Port         uint16    `json:"port,omitempty"`        // the port that policies match
 	Rule         *int      `json:"rule,omitempty"`        // position in Policy of the rule that decided, from 0
 	ModeSource   string    `json:"mode_source,omitempty"` // ns/name of the document that set Mode
+	Exception    string    `json:"exception,omitempty"`   // ns/name of the PlaintextException that let plaintext in
 	Policies     []string  `json:"policies,omitempty"`    // ns/name of each policy consulted
 	Generation   uint64    `json:"generation,omitempty"`  // of the policy set
 	BytesIn      uint64    `json:"bytes_in,omitempty"`    // of the application, from the dialling side; of all Count together

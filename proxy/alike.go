@@ -99,7 +99,7 @@ func join(m, e *audit.Event) {
 		{&m.Direction, e.Direction}, {&m.Transport, e.Transport}, {&m.ClientID, e.ClientID}, {&m.ServerID, e.ServerID},
 		{&m.ClientSerial, e.ClientSerial}, {&m.ServerSerial, e.ServerSerial}, {&m.TLSVersion, e.TLSVersion},
 		{&m.Group, e.Group}, {&m.ALPN, e.ALPN}, {&m.SNI, e.SNI}, {&m.Protocol, e.Protocol}, {&m.Destination, e.Destination},
-		{&m.Policy, e.Policy}, {&m.Mode, e.Mode}, {&m.ModeSource, e.ModeSource}, {&m.Detail, e.Detail},
+		{&m.Policy, e.Policy}, {&m.Mode, e.Mode}, {&m.ModeSource, e.ModeSource}, {&m.Exception, e.Exception}, {&m.Detail, e.Detail},
 	} {
 		if *field.into != field.from {
 			*field.into = ""

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -166,4 +167,33 @@ func TestAlikeRecordsAddUpAndStateOnlyWhatIsCommon(t *testing.T) {
 			t.Errorf("%d beginnings, %d ends, %d in, %d out, %d ms", began, ends, in, out, lasted)
 		}
 	})
+}
+
+func TestAnExceptionLetsPlaintextInAndItsEndClosesIt(t *testing.T) {
+	s := newScene(t)
+	const exception = "\n---\napiVersion: aval.dev/v1alpha1\nkind: PlaintextException\nmetadata: {name: legacy, namespace: shop}\n" +
+		"spec: {from: [127.0.0.1], reason: it moves, until: UNTIL}\n"
+	until := time.Now().Add(2 * time.Second).UTC().Format(time.RFC3339Nano)
+	s.publish(t, mode("STRICT")+strings.Replace(exception, "UNTIL", until, 1))
+	p, in := s.inbound(t, echo(t), nil)
+	c := mustDial(t, in)
+	c.Write([]byte("ping"))
+	if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
+		t.Fatalf("plaintext under an exception: %v", err)
+	}
+	if got, err := callTo(in, s.client(s.web)); err != nil || got != "ping" {
+		t.Errorf("mTLS beside it: %q %v", got, err)
+	}
+	e := s.agent.waitFor(1, reason(audit.DirectionInbound, audit.ReasonPlaintextAllowed))[0]
+	if e.Exception != "shop/legacy" || e.Mode != "STRICT" || e.ModeSource != "shop/mode" {
+		t.Errorf("record: %+v", e)
+	}
+	if err := gone(c); err != nil {
+		t.Errorf("at the end: %v", err)
+	}
+	s.agent.waitFor(1, reason(audit.DirectionInbound, audit.ReasonPolicyChanged))
+	if _, err := callTo(in, nil); err == nil {
+		t.Error("plaintext comes in after the end")
+	}
+	eventually(t, "all is closed", func() bool { return p.Status().Open == 0 })
 }

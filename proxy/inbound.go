@@ -34,6 +34,7 @@ type visit struct {
 	opening             opening
 	began               atomic.Bool // the client has sent something
 	transport           string
+	exception           string // that let plaintext in
 }
 
 // serveInbound reports whether the connection was forwarded; otherwise it is
@@ -45,7 +46,7 @@ func (p *Proxy) serveInbound(ctx context.Context, in *Inbound, l *link) bool {
 	if v.st.expired(now) {
 		return v.refuse(audit.ReasonExpired, "the proxy's own SVID has ended", v.undecided(), nil)
 	}
-	v.mode, _ = v.st.set.Mode(in.Port)
+	v.mode = v.st.modeFor(v.source.Addr(), in.Port, now)
 	l.near.SetDeadline(v.deadline)
 	switch {
 	case v.mode == policy.Disable && in.Protocol != ProtocolTLS:
@@ -154,7 +155,8 @@ func (v *visit) race(far *raw) error {
 
 // verdict judges the connection as one without identity.
 func (v *visit) verdict(sni string) policy.Decision {
-	return v.st.set.Decide(v.connection(identity.ID{}, sni))
+	d, _ := v.st.decide(v.connection(identity.ID{}, sni), time.Now())
+	return d
 }
 
 // undecided is what a record says of the policies where none was asked: the
@@ -174,10 +176,11 @@ func (v *visit) connection(peer identity.ID, sni string) policy.Connection {
 func (v *visit) plaintext(ctx context.Context, transport string, far *raw) bool {
 	v.transport = transport
 	conn := v.connection(identity.ID{}, v.opening.hello.SNI)
-	d := v.st.set.Decide(conn)
+	d, by := v.st.decide(conn, time.Now())
 	if !d.Allowed {
 		return v.refuse(d.Reason, "", d, far)
 	}
+	v.exception = by
 	return v.admit(ctx, admission{conn: conn}, d, half{raw: v.l.near}, far)
 }
 
@@ -273,7 +276,7 @@ func (v *visit) admit(ctx context.Context, a admission, d policy.Decision, near 
 	a.source, a.destination, a.transport = v.source, v.destination, v.transport
 	v.l.admitted.Store(&a)
 	if now := v.p.state.Load(); now.set != v.st.set {
-		if d = now.set.Decide(a.conn); !d.Allowed {
+		if d, v.exception = now.decide(a.conn, time.Now()); !d.Allowed {
 			v.l.admitted.Store(nil)
 			return v.refuse(d.Reason, "policies changed during the handshake", d, nil)
 		}
@@ -316,6 +319,7 @@ func (v *visit) event(verdict audit.Verdict, reason string, d policy.Decision) *
 	e.ServerID = v.st.id().String()
 	e.Transport, e.SNI, e.Port = v.transport, brief(v.opening.hello.SNI), v.in.Port
 	e.Source, e.Destination = v.source.String(), v.destination.String()
+	e.Exception = v.exception
 	e.Protocol = spoken(v.transport, reason, v.opening.raw)
 	decided(e, d)
 	return e
@@ -357,7 +361,7 @@ func (p *Proxy) reconsider(st *state) {
 		if a == nil {
 			continue
 		}
-		d := st.set.Decide(a.conn)
+		d, _ := st.decide(a.conn, time.Now())
 		if d.Allowed {
 			continue
 		}

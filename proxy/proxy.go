@@ -84,6 +84,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	var streams sync.WaitGroup
 	streams.Go(func() { p.watch(work, client) })
 	streams.Go(func() { p.reporter.run(work, client) })
+	streams.Go(func() { p.endExemptions(work) })
 	err = p.serve(ctx)
 	stop()
 	streams.Wait()

@@ -26,6 +26,7 @@ import (
 type state struct {
 	creds      *identity.Credentials
 	set        *policy.Set
+	exempt     *policy.Exemptions // compiled with set
 	position   *wire.Position
 	node       string
 	policies   [sha256.Size]byte // of all that set was compiled from
@@ -65,10 +66,10 @@ func newState(snap *wire.Snapshot, want identity.ID, prev *state, now time.Time)
 	}
 	s.policies = policyHash(snap)
 	if prev != nil && prev.policies == s.policies {
-		s.set, s.unreadable = prev.set, prev.unreadable
+		s.set, s.exempt, s.unreadable = prev.set, prev.exempt, prev.unreadable
 		return s, nil
 	}
-	s.set, s.unreadable = compile(snap, td)
+	s.set, s.exempt, s.unreadable = compile(snap, td)
 	return s, nil
 }
 
@@ -112,8 +113,9 @@ func snapshotCredentials(snap *wire.Snapshot, prev *state) (*identity.Credential
 	return identity.NewCredentials(svid, generation, bundles...), nil
 }
 
-// compile makes the Set. What cannot be read denies; the error says what.
-func compile(snap *wire.Snapshot, td identity.TrustDomain) (*policy.Set, error) {
+// compile makes the Set and its exemptions. What cannot be read denies; the
+// error says what.
+func compile(snap *wire.Snapshot, td identity.TrustDomain) (*policy.Set, *policy.Exemptions, error) {
 	settings := policy.Settings{
 		TrustDomain:   td,
 		RootNamespace: snap.GetSettings().GetRootNamespace(),
@@ -136,8 +138,15 @@ func compile(snap *wire.Snapshot, td identity.TrustDomain) (*policy.Set, error) 
 	if err != nil {
 		errs = append(errs, err)
 	}
+	exceptions, bad, err := policy.LoadExceptions(docs, settings)
+	if err != nil {
+		errs = append(errs, err)
+	}
+	aps = slices.Concat(aps, unreadable, bad)
+	generation := snap.GetPosition().GetRevision()
 	workload := policy.Workload{Namespace: snap.GetWorkloadNamespace(), Labels: snap.GetWorkloadLabels()}
-	return policy.Compile(settings, workload, pas, append(aps, unreadable...), snap.GetPosition().GetRevision()), errors.Join(errs...)
+	return policy.Compile(settings, workload, pas, aps, generation),
+		policy.CompileExemptions(settings, workload, exceptions, aps, generation), errors.Join(errs...)
 }
 
 func readPolicy(r *wire.Resource, key document.Key) (document.Document, error) {
@@ -152,7 +161,7 @@ func readPolicy(r *wire.Resource, key document.Key) (document.Document, error) {
 		return document.Document{}, fmt.Errorf("%s: document is %s", key, d.Key())
 	}
 	switch d.Kind() {
-	case document.PeerAuthentication, document.AuthorizationPolicy:
+	case document.PeerAuthentication, document.AuthorizationPolicy, document.PlaintextException:
 		return d, nil
 	}
 	return document.Document{}, fmt.Errorf("%s: kind is not a policy that is known here", key)

@@ -120,7 +120,7 @@ func (b *Builder) upsert(res *wire.Resource) error {
 			return err
 		}
 		b.regs[key] = reg
-	case document.PeerAuthentication, document.AuthorizationPolicy:
+	case document.PeerAuthentication, document.AuthorizationPolicy, document.PlaintextException:
 		b.policies[key] = Policy{Namespace: key.Namespace, Resource: res}
 	default:
 		// A policy of a kind that only newer agents know still reaches the

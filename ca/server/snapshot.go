@@ -83,6 +83,9 @@ func (p parser) parse(d document.Document) (*held, []policy.Warning, error) {
 		var a policy.AuthorizationPolicy
 		a, warnings, err = policy.ParseAuthorizationPolicy(d, p.settings)
 		h.needs = a.Needs()
+	case document.PlaintextException:
+		_, warnings, err = policy.ParsePlaintextException(d, p.settings)
+		h.needs = policy.EvaluatorVersion
 	default:
 		err = d.Errorf("kind", d.Kind(), "", "is not served")
 	}

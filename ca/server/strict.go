@@ -58,6 +58,7 @@ type inquiry struct {
 	regs     []identity.Registration
 	pas      []policy.PeerAuthentication
 	aps      []policy.AuthorizationPolicy
+	except   []policy.PlaintextException
 	reported map[string][]string // nodes by the identity that they reported for
 	now      time.Time
 	window   time.Duration
@@ -78,6 +79,7 @@ func (s *Server) inquire(now time.Time, window time.Duration) *inquiry {
 		}
 	}
 	q.pas, q.aps, _ = policy.Load(policies, q.settings) // what cannot be read denies, there as here
+	q.except, _, _ = policy.LoadExceptions(policies, q.settings)
 	return q
 }
 
@@ -112,7 +114,9 @@ func (q *inquiry) entitled(reg identity.Registration, node string) bool {
 func (q *inquiry) judge(reg identity.Registration, callers bool) *wire.StrictWorkload {
 	id := reg.ID.String()
 	view := q.ledger.view(id, q.reported[id], func(node string) bool { return q.entitled(reg, node) })
-	set := policy.Compile(q.settings, policy.Workload{Namespace: reg.Namespace, Labels: reg.Labels}, q.pas, q.aps, 0)
+	w := policy.Workload{Namespace: reg.Namespace, Labels: reg.Labels}
+	set := policy.Compile(q.settings, w, q.pas, q.aps, 0)
+	exempt := policy.CompileExemptions(q.settings, w, q.except, q.aps, 0)
 	out := &wire.StrictWorkload{
 		Registration: reg.Path(), SpiffeId: id, Nodes: view.nodes, Untrusted: view.untrusted,
 		ObservedSince: milli(view.all.first), LastSeen: milli(view.all.last), Connections: view.all.count,
@@ -121,10 +125,16 @@ func (q *inquiry) judge(reg identity.Registration, callers bool) *wire.StrictWor
 	since := q.now.Add(-q.window)
 	breaking := 0
 	for _, number := range slices.Sorted(maps.Keys(view.ports)) {
-		port, broken := q.judgePort(reg, set, number, view, since)
+		port, broken := q.judgePort(reg, set, exempt, number, view, since)
 		breaking += broken
 		out.Ports = append(out.Ports, port)
 		out.CleanSince = max(out.CleanSince, port.GetCleanSince())
+	}
+	for _, x := range q.except {
+		if x.AppliesTo(w) {
+			out.Exceptions = append(out.Exceptions, &wire.StrictException{Name: x.Key().Path(), Reason: x.Reason(),
+				Until: milli(x.Until()), Holds: x.Holds(q.now)})
+		}
 	}
 	if view.lost.last.After(since) {
 		out.Lost = view.lost.count
@@ -166,8 +176,9 @@ func (q *inquiry) missing(view ledgerView, since time.Time, breaking int) []stri
 	return out
 }
 
-// judgePort lists the clients of a port and returns how many would break.
-func (q *inquiry) judgePort(reg identity.Registration, set *policy.Set, number uint16, view ledgerView, since time.Time) (*wire.StrictPort, int) {
+// judgePort lists the clients of a port and returns how many would break. A
+// client that an exception covers does not, as long as that holds.
+func (q *inquiry) judgePort(reg identity.Registration, set *policy.Set, exempt *policy.Exemptions, number uint16, view ledgerView, since time.Time) (*wire.StrictPort, int) {
 	from := view.ports[number]
 	mode, source := set.Mode(number)
 	out := &wire.StrictPort{Port: uint32(number), Mode: mode.String(), ModeSource: source,
@@ -181,7 +192,10 @@ func (q *inquiry) judgePort(reg identity.Registration, set *policy.Set, number u
 		if v.source.IsValid() {
 			c.Source = v.source.String()
 		}
-		if v.admitted && v.cause != causeMTLS {
+		if v.cause == causePlaintext || v.cause == causeForeignTLS {
+			c.Exception = exempt.Covering(v.source, number, q.now)
+		}
+		if v.admitted && v.cause != causeMTLS && c.Exception == "" {
 			out.CleanSince = max(out.CleanSince, c.LastSeen)
 			if c.Breaks = !v.last.Before(since); c.Breaks {
 				breaking++

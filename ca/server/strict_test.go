@@ -119,6 +119,29 @@ func TestAPlaintextClientStandsInTheWayOfStrictUntilTheWindowIsClean(t *testing.
 	check(again)
 }
 
+func TestAnExceptionLetsAClientStayUntilItEnds(t *testing.T) {
+	r := start(t, testConfig(shortDir(t)))
+	exception := func(name, from string, until time.Time) []byte {
+		return fmt.Appendf(nil, `{"apiVersion":"aval.dev/v1alpha1","kind":"PlaintextException","metadata":{"name":%q,"namespace":"shop"},
+			"spec":{"from":[%q],"ports":[8080],"reason":"moves in spring","until":%q}}`, name, from, until.UTC().Format(time.RFC3339))
+	}
+	now := time.Now()
+	r.apply(t, registration("shop", "api", "/ns/shop/sa/api", ""), exception("gone", "192.0.2.0/24", now.Add(-time.Hour)))
+	s := r.join(t, "n1", nil).sync(t)
+	s.report(t, 0, came(now.Add(-2*time.Hour), nil), came(now, inPlaintext))
+	w := r.strict(t, "shop/api", time.Hour)
+	if w.GetReady() || len(w.GetExceptions()) != 1 || w.GetExceptions()[0].GetHolds() {
+		t.Errorf("with an exception that has ended: %v", w)
+	}
+	r.apply(t, exception("legacy", "192.0.2.7", now.Add(time.Hour)))
+	w = r.strict(t, "shop/api", time.Hour)
+	if c := w.GetPorts()[0].GetClients(); !w.GetReady() || len(w.GetExceptions()) != 2 || !slices.ContainsFunc(c, func(c *wire.StrictClient) bool {
+		return c.GetException() == "shop/legacy" && !c.GetBreaks()
+	}) {
+		t.Errorf("with one that holds: %v", w)
+	}
+}
+
 // reading reports whether the ledger is still being rebuilt.
 func (r *running) reading(t testing.TB) bool {
 	t.Helper()

@@ -28,7 +28,8 @@ func (c *cli) getCommand() *cobra.Command {
 (-A, or where -n is not given and no name is). One name shows the document
 itself, else a list {"items": [...]} comes.
 
-Kinds: registrations, peerauthentications, authorizationpolicies, all.`,
+Kinds: registrations, peerauthentications, authorizationpolicies,
+plaintextexceptions, all.`,
 		Example: `  aval get registrations -n shop
   aval get registration web -n shop -o yaml
   aval get all -o json`,
@@ -140,6 +141,7 @@ func documentTable(docs []document.Document, w io.Writer) error {
 		{document.Registration, []string{"ID", "WORKLOAD", "NODE", "TTL"}, registrationCells},
 		{document.PeerAuthentication, []string{"MODE", "SELECTOR"}, modeCells},
 		{document.AuthorizationPolicy, []string{"ACTION", "SELECTOR", "RULES"}, actionCells},
+		{document.PlaintextException, []string{"FROM", "SELECTOR", "ENDS", "REASON"}, exceptionCells},
 	}
 	printed := false
 	for _, k := range kinds {
@@ -263,6 +265,25 @@ func actionCells(d document.Document) []string {
 		action = "ALLOW"
 	}
 	return []string{action, p.selector(), fmt.Sprint(len(p.Spec.Rules))}
+}
+
+func exceptionCells(d document.Document) []string {
+	var x struct {
+		Spec struct {
+			From   []string  `json:"from"`
+			Until  time.Time `json:"until"`
+			Reason string    `json:"reason"`
+		} `json:"spec"`
+	}
+	var p policySpec
+	if !decodeJSON(d, &x) || !decodeJSON(d, &p) {
+		return []string{"?", "?", "?", "?"}
+	}
+	ends := ago(x.Spec.Until, time.Now())
+	if !time.Now().Before(x.Spec.Until) {
+		ends = "ended " + ends
+	}
+	return []string{strings.Join(x.Spec.From, ","), p.selector(), ends, plain(x.Spec.Reason)}
 }
 
 func decodeJSON(d document.Document, into any) bool {

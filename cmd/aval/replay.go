@@ -81,7 +81,10 @@ type replay struct {
 	byPath   map[string]identity.Registration
 	pas      []policy.PeerAuthentication
 	aps      []policy.AuthorizationPolicy
+	except   []policy.PlaintextException
+	now      time.Time              // decides which exceptions hold
 	sets     map[string]*policy.Set // by registration
+	exempt   map[string]*policy.Exemptions
 
 	total    effects
 	changes  map[changeKey]*replayed
@@ -101,11 +104,11 @@ type changeKey struct {
 }
 
 // newReplay takes all documents. They must be checked: what cannot be read
-// denies.
-func newReplay(docs []document.Document, s policy.Settings) (*replay, error) {
+// denies. Exceptions count that hold now, whenever the connection was.
+func newReplay(docs []document.Document, s policy.Settings, now time.Time) (*replay, error) {
 	r := &replay{
 		settings: s, byID: map[string][]identity.Registration{}, byPath: map[string]identity.Registration{},
-		sets: map[string]*policy.Set{}, changes: map[changeKey]*replayed{}, clients: map[string]*effects{},
+		now: now, sets: map[string]*policy.Set{}, exempt: map[string]*policy.Exemptions{}, changes: map[changeKey]*replayed{}, clients: map[string]*effects{},
 		policies: map[string]*effects{}, unjudged: map[string]uint64{},
 	}
 	for _, d := range docs {
@@ -123,7 +126,10 @@ func newReplay(docs []document.Document, s policy.Settings) (*replay, error) {
 		slices.SortFunc(regs, func(a, b identity.Registration) int { return cmp.Compare(a.Path(), b.Path()) })
 	}
 	var err error
-	r.pas, r.aps, err = policy.Load(docs, s)
+	if r.pas, r.aps, err = policy.Load(docs, s); err != nil {
+		return nil, err
+	}
+	r.except, _, err = policy.LoadExceptions(docs, s)
 	return r, err
 }
 
@@ -139,13 +145,17 @@ func (r *replay) workload(e *audit.Event) (identity.Registration, bool) {
 	return identity.Registration{}, false
 }
 
-func (r *replay) set(reg identity.Registration) *policy.Set {
+// decide judges a connection to a workload, exceptions included.
+func (r *replay) decide(reg identity.Registration, c policy.Connection) policy.Decision {
 	set := r.sets[reg.Path()]
 	if set == nil {
-		set = policy.Compile(r.settings, policy.Workload{Namespace: reg.Namespace, Labels: reg.Labels}, r.pas, r.aps, 0)
+		w := policy.Workload{Namespace: reg.Namespace, Labels: reg.Labels}
+		set = policy.Compile(r.settings, w, r.pas, r.aps, 0)
 		r.sets[reg.Path()] = set
+		r.exempt[reg.Path()] = policy.CompileExemptions(r.settings, w, r.except, r.aps, 0)
 	}
-	return set
+	d, _ := r.exempt[reg.Path()].Decide(set.Decide(c), c, r.now)
+	return d
 }
 
 // add judges one record anew. Only the side that took the connection counts,
@@ -170,7 +180,7 @@ func (r *replay) add(e *audit.Event) {
 		return
 	}
 	peer, _ := identity.ParseID(e.ClientID) // zero in plaintext
-	d := r.set(reg).Decide(policy.Connection{Peer: peer, Source: recordedAddr(e.Source), Destination: recordedAddr(e.Destination), Port: e.Port, SNI: e.SNI})
+	d := r.decide(reg, policy.Connection{Peer: peer, Source: recordedAddr(e.Source), Destination: recordedAddr(e.Destination), Port: e.Port, SNI: e.SNI})
 	would := rulingOf(d)
 	if e.Transport == audit.TransportMTLS && d.Mode == policy.Disable {
 		// The proxy would offer no TLS, and its client would meet none.

@@ -40,7 +40,7 @@ func replayOf(t *testing.T, yaml string) *replay {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := newReplay(docs, policy.Settings{TrustDomain: td})
+	r, err := newReplay(docs, policy.Settings{TrustDomain: td}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,6 +95,19 @@ func TestReplaySaysWhatBreaksOpensAndStays(t *testing.T) {
 				t.Errorf("change: %+v", out.Changes[0])
 			}
 		})
+	}
+}
+
+func TestReplayKnowsExceptionsThatHold(t *testing.T) {
+	const exception = "---\napiVersion: aval.dev/v1alpha1\nkind: PlaintextException\nmetadata: {name: x, namespace: shop}\n" +
+		"spec: {from: [192.0.2.1], reason: because, until: UNTIL}\n"
+	for until, want := range map[string]effects{"2001-01-01T00:00:00Z": {Breaks: 1}, "9000-01-01T00:00:00Z": {Stays: 1}} {
+		r := replayOf(t, withMode("STRICT")+strings.Replace(exception, "UNTIL", until, 1))
+		e := recorded(audit.TransportPlaintext, "", audit.VerdictAllowed, audit.ReasonPlaintextAllowed)
+		r.add(&e)
+		if r.total != want {
+			t.Errorf("until %s: %+v", until, r.total)
+		}
 	}
 }
 

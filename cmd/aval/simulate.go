@@ -106,7 +106,7 @@ func (c *cli) simulate(ctx context.Context, admin wire.AdminClient, docs []docum
 	if err != nil {
 		return err
 	}
-	r, err := newReplay(replaced(held, docs, only), s)
+	r, err := newReplay(replaced(held, docs, only), s, time.Now())
 	if err != nil {
 		return fmt.Errorf("policy simulate: %w", err)
 	}

@@ -85,6 +85,15 @@ type strictWorkload struct {
 	Nodes         []string     `json:"nodes,omitempty"`
 	Lost          uint64       `json:"lost,omitempty"`
 	Untrusted     uint64       `json:"untrusted,omitempty"`
+
+	Exceptions []strictException `json:"exceptions,omitempty"`
+}
+
+type strictException struct {
+	Name   string    `json:"name"`
+	Reason string    `json:"reason"`
+	Until  time.Time `json:"until"`
+	Holds  bool      `json:"holds"`
 }
 
 type strictPort struct {
@@ -109,7 +118,8 @@ type strictClient struct {
 	FirstSeen time.Time `json:"first_seen"`
 	LastSeen  time.Time `json:"last_seen"`
 	Count     uint64    `json:"count"`
-	Several   bool      `json:"several,omitempty"` // it stands for clients beyond what the ledger tells apart
+	Exception string    `json:"exception,omitempty"` // that lets it in until it ends
+	Several   bool      `json:"several,omitempty"`   // it stands for clients beyond what the ledger tells apart
 }
 
 func (c *cli) explainStrict(ctx context.Context, admin wire.AdminClient, req *wire.ExplainStrictRequest) error {
@@ -141,6 +151,9 @@ func toStrictWorkload(w *wire.StrictWorkload) strictWorkload {
 		Connections: w.GetConnections(), Ports: []strictPort{}, NeverObserved: w.GetNeverObserved(), Nodes: w.GetNodes(),
 		Lost: w.GetLost(), Untrusted: w.GetUntrusted(),
 	}
+	for _, x := range w.GetExceptions() {
+		out.Exceptions = append(out.Exceptions, strictException{x.GetName(), x.GetReason(), stamp(x.GetUntil()), x.GetHolds()})
+	}
 	for _, p := range w.GetPorts() {
 		port := strictPort{Port: p.GetPort(), Mode: p.GetMode(), ModeSource: p.GetModeSource(), Ready: p.GetReady(),
 			CleanSince: stamp(p.GetCleanSince()), Connections: p.GetConnections(), Clients: []strictClient{}}
@@ -149,6 +162,7 @@ func toStrictWorkload(w *wire.StrictWorkload) strictWorkload {
 				Cause: v.GetCause(), Admitted: v.GetAdmitted(), Breaks: v.GetBreaks(), SPIFFEID: v.GetSpiffeId(), Source: v.GetSource(),
 				Protocol: v.GetProtocol(), Known: v.GetKnown(), Fix: v.GetFix(), FirstSeen: stamp(v.GetFirstSeen()),
 				LastSeen: stamp(v.GetLastSeen()), Count: v.GetCount(), Several: v.GetUnnamed(),
+				Exception: v.GetException(),
 			})
 		}
 		out.Ports = append(out.Ports, port)
@@ -180,6 +194,13 @@ func (c *cli) printStrictness(s strictness) {
 		for _, p := range w.Ports {
 			c.printStrictPort(p, s.At)
 		}
+		for _, x := range w.Exceptions {
+			end := "ends " + ago(x.Until, s.At)
+			if !x.Holds {
+				end = "ended " + ago(x.Until, s.At) + ": delete it"
+			}
+			fmt.Fprintf(c.out, "  exception %s %s: %s\n", x.Name, end, plain(x.Reason))
+		}
 		if len(w.NeverObserved) > 0 {
 			fmt.Fprintf(c.out, "  named by a policy and never observed within the window:\n    %s\n", strings.Join(w.NeverObserved, "\n    "))
 		}
@@ -204,6 +225,8 @@ func (c *cli) printStrictPort(p strictPort, now time.Time) {
 		switch {
 		case v.Cause == "mtls":
 			state = c.paint(green, "stays")
+		case v.Exception != "":
+			state = c.paint(yellow, "excepted by "+v.Exception)
 		case v.Breaks && p.Mode == policy.Strict.String():
 			state = c.paint(red, "refused since strict")
 		case v.Breaks:

@@ -16,6 +16,7 @@ const (
 	Registration        Kind = "Registration"
 	PeerAuthentication  Kind = "PeerAuthentication"
 	AuthorizationPolicy Kind = "AuthorizationPolicy"
+	PlaintextException  Kind = "PlaintextException"
 )
 
 // kinds pairs each kind with its plural in lower case.
@@ -23,6 +24,7 @@ var kinds = []struct{ kind, plural string }{
 	{Registration, "registrations"},
 	{PeerAuthentication, "peerauthentications"},
 	{AuthorizationPolicy, "authorizationpolicies"},
+	{PlaintextException, "plaintextexceptions"},
 }
 
 // NormalizeKind returns the canonical kind for a singular or plural in any

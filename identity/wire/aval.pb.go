@@ -4092,7 +4092,8 @@ type StrictWorkload struct {
 	// lost counts records that its nodes lost within the window or later.
 	Lost uint64 `protobuf:"varint,12,opt,name=lost,proto3" json:"lost,omitempty"`
 	// untrusted counts records of nodes that may not hold the identity.
-	Untrusted     uint64 `protobuf:"varint,13,opt,name=untrusted,proto3" json:"untrusted,omitempty"`
+	Untrusted     uint64             `protobuf:"varint,13,opt,name=untrusted,proto3" json:"untrusted,omitempty"`
+	Exceptions    []*StrictException `protobuf:"bytes,14,rep,name=exceptions,proto3" json:"exceptions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4218,6 +4219,83 @@ func (x *StrictWorkload) GetUntrusted() uint64 {
 	return 0
 }
 
+func (x *StrictWorkload) GetExceptions() []*StrictException {
+	if x != nil {
+		return x.Exceptions
+	}
+	return nil
+}
+
+// StrictException is a PlaintextException for the workload, ended or not.
+type StrictException struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name is namespace/name.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Until         int64  `protobuf:"varint,3,opt,name=until,proto3" json:"until,omitempty"`
+	Holds         bool   `protobuf:"varint,4,opt,name=holds,proto3" json:"holds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StrictException) Reset() {
+	*x = StrictException{}
+	mi := &file_aval_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StrictException) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StrictException) ProtoMessage() {}
+
+func (x *StrictException) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StrictException.ProtoReflect.Descriptor instead.
+func (*StrictException) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *StrictException) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *StrictException) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *StrictException) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+func (x *StrictException) GetHolds() bool {
+	if x != nil {
+		return x.Holds
+	}
+	return false
+}
+
 type StrictPort struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// port is 0 for the ports beyond what the ledger tells apart.
@@ -4234,7 +4312,7 @@ type StrictPort struct {
 
 func (x *StrictPort) Reset() {
 	*x = StrictPort{}
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4246,7 +4324,7 @@ func (x *StrictPort) String() string {
 func (*StrictPort) ProtoMessage() {}
 
 func (x *StrictPort) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4259,7 +4337,7 @@ func (x *StrictPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictPort.ProtoReflect.Descriptor instead.
 func (*StrictPort) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{59}
+	return file_aval_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *StrictPort) GetPort() uint32 {
@@ -4330,14 +4408,17 @@ type StrictClient struct {
 	LastSeen  int64  `protobuf:"varint,10,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
 	Count     uint64 `protobuf:"varint,11,opt,name=count,proto3" json:"count,omitempty"`
 	// unnamed says that it stands for several beyond what the ledger tells apart.
-	Unnamed       bool `protobuf:"varint,12,opt,name=unnamed,proto3" json:"unnamed,omitempty"`
+	Unnamed bool `protobuf:"varint,12,opt,name=unnamed,proto3" json:"unnamed,omitempty"`
+	// exception is the namespace/name of the PlaintextException that holds for
+	// it now; it breaks nothing until that ends.
+	Exception     string `protobuf:"bytes,13,opt,name=exception,proto3" json:"exception,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StrictClient) Reset() {
 	*x = StrictClient{}
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4349,7 +4430,7 @@ func (x *StrictClient) String() string {
 func (*StrictClient) ProtoMessage() {}
 
 func (x *StrictClient) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4362,7 +4443,7 @@ func (x *StrictClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictClient.ProtoReflect.Descriptor instead.
 func (*StrictClient) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{60}
+	return file_aval_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *StrictClient) GetCause() string {
@@ -4447,6 +4528,13 @@ func (x *StrictClient) GetUnnamed() bool {
 		return x.Unnamed
 	}
 	return false
+}
+
+func (x *StrictClient) GetException() string {
+	if x != nil {
+		return x.Exception
+	}
+	return ""
 }
 
 var File_aval_proto protoreflect.FileDescriptor
@@ -4785,7 +4873,7 @@ const file_aval_proto_rawDesc = "" +
 	"\x06window\x18\x03 \x01(\x03R\x06window\x12\x18\n" +
 	"\areading\x18\x04 \x01(\bR\areading\x12\x14\n" +
 	"\x05fault\x18\x05 \x01(\tR\x05fault\x12\x1a\n" +
-	"\boverflow\x18\x06 \x01(\x04R\boverflow\"\xa7\x03\n" +
+	"\boverflow\x18\x06 \x01(\x04R\boverflow\"\xe6\x03\n" +
 	"\x0eStrictWorkload\x12\"\n" +
 	"\fregistration\x18\x01 \x01(\tR\fregistration\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x14\n" +
@@ -4801,7 +4889,15 @@ const file_aval_proto_rawDesc = "" +
 	" \x03(\tR\rneverObserved\x12\x14\n" +
 	"\x05nodes\x18\v \x03(\tR\x05nodes\x12\x12\n" +
 	"\x04lost\x18\f \x01(\x04R\x04lost\x12\x1c\n" +
-	"\tuntrusted\x18\r \x01(\x04R\tuntrusted\"\xe4\x01\n" +
+	"\tuntrusted\x18\r \x01(\x04R\tuntrusted\x12=\n" +
+	"\n" +
+	"exceptions\x18\x0e \x03(\v2\x1d.aval.wire.v1.StrictExceptionR\n" +
+	"exceptions\"i\n" +
+	"\x0fStrictException\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05until\x18\x03 \x01(\x03R\x05until\x12\x14\n" +
+	"\x05holds\x18\x04 \x01(\bR\x05holds\"\xe4\x01\n" +
 	"\n" +
 	"StrictPort\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x12\n" +
@@ -4812,7 +4908,7 @@ const file_aval_proto_rawDesc = "" +
 	"\vclean_since\x18\x05 \x01(\x03R\n" +
 	"cleanSince\x12 \n" +
 	"\vconnections\x18\x06 \x01(\x04R\vconnections\x124\n" +
-	"\aclients\x18\a \x03(\v2\x1a.aval.wire.v1.StrictClientR\aclients\"\xbd\x02\n" +
+	"\aclients\x18\a \x03(\v2\x1a.aval.wire.v1.StrictClientR\aclients\"\xdb\x02\n" +
 	"\fStrictClient\x12\x14\n" +
 	"\x05cause\x18\x01 \x01(\tR\x05cause\x12\x1a\n" +
 	"\badmitted\x18\x02 \x01(\bR\badmitted\x12\x16\n" +
@@ -4827,7 +4923,8 @@ const file_aval_proto_rawDesc = "" +
 	"\tlast_seen\x18\n" +
 	" \x01(\x03R\blastSeen\x12\x14\n" +
 	"\x05count\x18\v \x01(\x04R\x05count\x12\x18\n" +
-	"\aunnamed\x18\f \x01(\bR\aunnamed2\xcd\x01\n" +
+	"\aunnamed\x18\f \x01(\bR\aunnamed\x12\x1c\n" +
+	"\texception\x18\r \x01(\tR\texception2\xcd\x01\n" +
 	"\x04Node\x12C\n" +
 	"\x06Attest\x12\x1b.aval.wire.v1.AttestRequest\x1a\x1c.aval.wire.v1.AttestResponse\x12@\n" +
 	"\x05Renew\x12\x1a.aval.wire.v1.RenewRequest\x1a\x1b.aval.wire.v1.RenewResponse\x12>\n" +
@@ -4862,7 +4959,7 @@ func file_aval_proto_rawDescGZIP() []byte {
 	return file_aval_proto_rawDescData
 }
 
-var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
+var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 69)
 var file_aval_proto_goTypes = []any{
 	(*Position)(nil),              // 0: aval.wire.v1.Position
 	(*AttestRequest)(nil),         // 1: aval.wire.v1.AttestRequest
@@ -4923,19 +5020,20 @@ var file_aval_proto_goTypes = []any{
 	(*ExplainStrictRequest)(nil),  // 56: aval.wire.v1.ExplainStrictRequest
 	(*ExplainStrictResponse)(nil), // 57: aval.wire.v1.ExplainStrictResponse
 	(*StrictWorkload)(nil),        // 58: aval.wire.v1.StrictWorkload
-	(*StrictPort)(nil),            // 59: aval.wire.v1.StrictPort
-	(*StrictClient)(nil),          // 60: aval.wire.v1.StrictClient
-	nil,                           // 61: aval.wire.v1.AttestResponse.AttributesEntry
-	nil,                           // 62: aval.wire.v1.Welcome.AttributesEntry
-	nil,                           // 63: aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	nil,                           // 64: aval.wire.v1.ExplainResponse.SelectorsEntry
-	nil,                           // 65: aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	nil,                           // 66: aval.wire.v1.CreateTokenRequest.AttributesEntry
-	nil,                           // 67: aval.wire.v1.NodeState.AttributesEntry
+	(*StrictException)(nil),       // 59: aval.wire.v1.StrictException
+	(*StrictPort)(nil),            // 60: aval.wire.v1.StrictPort
+	(*StrictClient)(nil),          // 61: aval.wire.v1.StrictClient
+	nil,                           // 62: aval.wire.v1.AttestResponse.AttributesEntry
+	nil,                           // 63: aval.wire.v1.Welcome.AttributesEntry
+	nil,                           // 64: aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	nil,                           // 65: aval.wire.v1.ExplainResponse.SelectorsEntry
+	nil,                           // 66: aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	nil,                           // 67: aval.wire.v1.CreateTokenRequest.AttributesEntry
+	nil,                           // 68: aval.wire.v1.NodeState.AttributesEntry
 }
 var file_aval_proto_depIdxs = []int32{
 	18, // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
-	61, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
+	62, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
 	7,  // 2: aval.wire.v1.NodeFrame.hello:type_name -> aval.wire.v1.Hello
 	8,  // 3: aval.wire.v1.NodeFrame.ack:type_name -> aval.wire.v1.Ack
 	9,  // 4: aval.wire.v1.NodeFrame.issue:type_name -> aval.wire.v1.IssueBatch
@@ -4951,7 +5049,7 @@ var file_aval_proto_depIdxs = []int32{
 	25, // 14: aval.wire.v1.ServerFrame.goodbye:type_name -> aval.wire.v1.Goodbye
 	14, // 15: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
 	0,  // 16: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
-	62, // 17: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
+	63, // 17: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
 	0,  // 18: aval.wire.v1.Delta.position:type_name -> aval.wire.v1.Position
 	16, // 19: aval.wire.v1.Delta.upserts:type_name -> aval.wire.v1.Resource
 	17, // 20: aval.wire.v1.Delta.deletes:type_name -> aval.wire.v1.ResourceKey
@@ -4963,11 +5061,11 @@ var file_aval_proto_depIdxs = []int32{
 	0,  // 26: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
 	14, // 27: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
 	18, // 28: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
-	63, // 29: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	64, // 29: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
 	16, // 30: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
-	64, // 31: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
+	65, // 31: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
 	30, // 32: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
-	65, // 33: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	66, // 33: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
 	0,  // 34: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
 	35, // 35: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
 	0,  // 36: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
@@ -4976,9 +5074,9 @@ var file_aval_proto_depIdxs = []int32{
 	17, // 39: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
 	35, // 40: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
 	0,  // 41: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
-	66, // 42: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
+	67, // 42: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
 	44, // 43: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
-	67, // 44: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
+	68, // 44: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
 	0,  // 45: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
 	45, // 46: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
 	44, // 47: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
@@ -4986,53 +5084,54 @@ var file_aval_proto_depIdxs = []int32{
 	54, // 49: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
 	55, // 50: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
 	58, // 51: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
-	59, // 52: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
-	60, // 53: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
-	3,  // 54: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 55: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 56: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 57: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 58: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 59: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	1,  // 60: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
-	4,  // 61: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
-	6,  // 62: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
-	26, // 63: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
-	11, // 64: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
-	28, // 65: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
-	31, // 66: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
-	33, // 67: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
-	36, // 68: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
-	38, // 69: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
-	40, // 70: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
-	42, // 71: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
-	46, // 72: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
-	48, // 73: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
-	50, // 74: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
-	52, // 75: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
-	56, // 76: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
-	2,  // 77: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
-	5,  // 78: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
-	12, // 79: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
-	27, // 80: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
-	22, // 81: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
-	29, // 82: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
-	32, // 83: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
-	34, // 84: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
-	37, // 85: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
-	39, // 86: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
-	41, // 87: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
-	43, // 88: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
-	47, // 89: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
-	49, // 90: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
-	51, // 91: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
-	53, // 92: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
-	57, // 93: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
-	77, // [77:94] is the sub-list for method output_type
-	60, // [60:77] is the sub-list for method input_type
-	60, // [60:60] is the sub-list for extension type_name
-	60, // [60:60] is the sub-list for extension extendee
-	0,  // [0:60] is the sub-list for field type_name
+	60, // 52: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
+	59, // 53: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
+	61, // 54: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
+	3,  // 55: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 56: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 57: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 58: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 59: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 60: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	1,  // 61: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
+	4,  // 62: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
+	6,  // 63: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
+	26, // 64: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
+	11, // 65: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
+	28, // 66: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
+	31, // 67: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
+	33, // 68: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
+	36, // 69: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
+	38, // 70: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
+	40, // 71: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
+	42, // 72: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
+	46, // 73: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
+	48, // 74: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
+	50, // 75: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
+	52, // 76: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
+	56, // 77: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
+	2,  // 78: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
+	5,  // 79: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
+	12, // 80: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
+	27, // 81: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
+	22, // 82: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
+	29, // 83: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
+	32, // 84: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
+	34, // 85: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
+	37, // 86: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
+	39, // 87: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
+	41, // 88: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
+	43, // 89: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
+	47, // 90: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
+	49, // 91: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
+	51, // 92: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
+	53, // 93: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
+	57, // 94: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
+	78, // [78:95] is the sub-list for method output_type
+	61, // [61:78] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_aval_proto_init() }
@@ -5060,7 +5159,7 @@ func file_aval_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aval_proto_rawDesc), len(file_aval_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   68,
+			NumMessages:   69,
 			NumExtensions: 0,
 			NumServices:   4,
 		},
