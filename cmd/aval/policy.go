@@ -18,7 +18,7 @@ import (
 
 func (c *cli) policyCommand() *cobra.Command {
 	return group("policy", "Try, check and explain policies",
-		c.policyTestCommand(), c.policyCheckCommand(), c.policyExplainCommand(), c.policyWhoCanCommand())
+		c.policyTestCommand(), c.policyCheckCommand(), c.policyExplainCommand(), c.policyWhoCanCommand(), c.policySimulateCommand())
 }
 
 // estateFlags say where documents come from.

@@ -52,7 +52,7 @@ func (x PlaintextException) AppliesTo(w Workload) bool {
 
 // Covers reports whether it is for a client's address on a port.
 func (x PlaintextException) Covers(source netip.Addr, port uint16) bool {
-	source = plainAddr(source)
+	source = source.Unmap().WithZone("")
 	return (len(x.ports) == 0 || slices.Contains(x.ports, port)) &&
 		slices.ContainsFunc(x.from, func(p netip.Prefix) bool { return p.Contains(source) })
 }
@@ -70,7 +70,10 @@ type rawPlaintextException struct {
 // belongs to the workloads of one namespace. The error is a document.Errors
 // with every fault.
 func ParsePlaintextException(d document.Document, s Settings) (PlaintextException, []Warning, error) {
-	errs := checkEnvelope(d, document.PlaintextException)
+	dryRun, errs := checkEnvelope(d, document.PlaintextException, s)
+	if dryRun {
+		errs = append(errs, d.Errorf("metadata.annotations."+DryRunAnnotation, "true", "false", "an exception is in force or it is not"))
+	}
 	if len(errs) > 0 {
 		return PlaintextException{}, nil, errs
 	}
