@@ -304,7 +304,10 @@ func TestPolicyChangeClosesWhatIsNoLongerAllowed(t *testing.T) {
 		t.Errorf("the allowed connection: %q, %v", got, err)
 	}
 	ids := map[string]bool{}
-	for _, e := range s.agent.waitFor(2, reason("inbound", audit.ReasonPolicyChanged)) {
+	verdicts := func(e audit.Event) bool {
+		return e.Kind == audit.KindConnection && reason("inbound", audit.ReasonPolicyChanged)(e)
+	}
+	for _, e := range s.agent.waitFor(2, verdicts) {
 		ids[e.ClientID] = true
 		if e.Generation != 2 || e.Verdict != audit.VerdictDenied {
 			t.Errorf("record: %+v", e)
