@@ -69,6 +69,7 @@ func appendConnection(dst []byte, e *Event) []byte {
 	w.text(`,"sni":`, e.SNI)
 	w.text(`,"source":`, e.Source)
 	w.text(`,"destination":`, e.Destination)
+	w.text(`,"remote":`, e.Remote)
 	w.number(`,"port":`, uint64(e.Port))
 	if e.Rule != nil {
 		w = append(w, `,"rule":`...)

@@ -45,7 +45,7 @@ func New(cfg Config) (*Proxy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("proxy config: %w", err)
 	}
-	socket, err := socketPath(cfg.Agent)
+	socket, err := socketPath("agent", cfg.Agent)
 	if err != nil {
 		return nil, fmt.Errorf("proxy config: %w", err)
 	}
