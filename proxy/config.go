@@ -25,6 +25,7 @@ const (
 	DefaultDrain            = 30 * time.Second
 	DefaultMaxRecords       = 10_000
 	DefaultMaxMemoryMiB     = 1024
+	DefaultMaxHandshakes    = 5_000
 )
 
 // Protocol says who speaks first on an inbound port.
@@ -116,7 +117,7 @@ type Limits struct {
 	// none for loopback.
 	MaxConnectionsPerSource int `json:"maxConnectionsPerSource"`
 	// MaxHandshakes bounds inbound connections that have no verdict yet.
-	// Zero means half of MaxConnections.
+	// Zero means DefaultMaxHandshakes, or MaxConnections where that is less.
 	MaxHandshakes int `json:"maxHandshakes"`
 	// MaxHandshakesPerSource bounds those of one source. Zero means a quarter
 	// of MaxHandshakes, and none for loopback.
@@ -269,7 +270,7 @@ func (l Limits) withDefaults() (Limits, error) {
 	orDefault(&l.Drain, DefaultDrain)
 	orDefault(&l.MaxRecords, DefaultMaxRecords)
 	orDefault(&l.MaxMemoryMiB, DefaultMaxMemoryMiB)
-	orDefault(&l.MaxHandshakes, max(1, l.MaxConnections/2))
+	orDefault(&l.MaxHandshakes, min(l.MaxConnections, DefaultMaxHandshakes))
 	return l, nil
 }
 
