@@ -36,6 +36,7 @@ type Proxy struct {
 	fault     atomic.Pointer[string]     // why the newest snapshot was refused; nil where it was taken
 	most      atomic.Int64               // connections that the open files allow; 0 where they allow what is set
 	draining  atomic.Bool
+	stopping  chan struct{}      // closed when draining is set
 	drains    chan time.Duration // of size 1: an operator asks for a drain
 
 	open  atomic.Int64 // connections accepted and not finished
@@ -65,6 +66,7 @@ func New(cfg Config) (*Proxy, error) {
 		started:  make(chan struct{}),
 		sources:  newSources(cfg.Limits),
 		memory:   newMemory(cfg.Limits),
+		stopping: make(chan struct{}),
 		drains:   make(chan time.Duration, 1),
 		table:    table{links: make(map[*link]struct{})},
 	}
@@ -144,6 +146,7 @@ func (p *Proxy) serve(ctx context.Context) error {
 		ended = ErrDrained
 	}
 	p.draining.Store(true)
+	close(p.stopping)
 	end()
 	for _, port := range ports {
 		port.listener.Close()
@@ -179,6 +182,14 @@ func (p *Proxy) drain(cut context.CancelFunc, deadline time.Duration) {
 
 // Started is closed once every listener is open.
 func (p *Proxy) Started() <-chan struct{} { return p.started }
+
+// Draining is closed once nothing more is accepted because the proxy ends.
+func (p *Proxy) Draining() <-chan struct{} { return p.stopping }
+
+// MemoryLimit is Limits.MaxMemoryMiB in bytes. A process that is a proxy and
+// nothing else gives it to the garbage collector, which then works harder
+// before connections are refused.
+func (p *Proxy) MemoryLimit() int64 { return int64(p.memory.most) }
 
 // Ready returns nil while the proxy serves: its listeners are open and its
 // SVID has not ended.
