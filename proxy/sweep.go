@@ -20,6 +20,9 @@ const (
 	// sweepEvery is how often connections and memory are looked at, unless a
 	// shorter setting asks for more.
 	sweepEvery = 250 * time.Millisecond
+	// deadEvery is how often connections are looked at for one side that was
+	// reset while the other takes nothing: nobody reads there.
+	deadEvery = 5 * time.Second
 	// quietFor is the silence after which a connection that is to be drained
 	// is closed.
 	quietFor = time.Second
@@ -52,12 +55,40 @@ func (p *Proxy) sweep(ctx context.Context) {
 			every = max(time.Millisecond, min(every, d/8))
 		}
 	}
-	for pause(ctx, every) {
+	for buried := time.Now(); pause(ctx, every); {
 		p.memory.look(p.log.Warn)
+		now := time.Now()
 		if p.sweeps() {
-			p.sweepOnce(time.Now())
+			p.sweepOnce(now)
+		}
+		if now.Sub(buried) >= deadEvery {
+			buried = now
+			p.bury()
 		}
 	}
+}
+
+// bury ends connections of which one side is gone.
+func (p *Proxy) bury() {
+	for _, l := range p.table.snapshot() {
+		if l.opened.Load() != nil && l.dead() {
+			l.close(true)
+		}
+	}
+}
+
+// dead reports whether one side was reset.
+func (l *link) dead() bool {
+	near, far := l.sides()
+	for _, r := range []*raw{near, far} {
+		if r == nil {
+			continue
+		}
+		if info, err := r.info(); err == nil && info.State == unix.BPF_TCP_CLOSE {
+			return true
+		}
+	}
+	return false
 }
 
 // sweeps reports whether any setting ends connections.
