@@ -20,7 +20,8 @@ import (
 const (
 	adminMessageBytes = 64 << 10
 	connectionsAtOnce = 500 // in one message
-	drainProgress     = 250 * time.Millisecond
+	drainProgress     = 100 * time.Millisecond
+	adminGrace        = time.Second // for calls in progress at the end
 )
 
 // admin answers operators. Every call comes from uid 0 or the proxy's own.
@@ -38,12 +39,19 @@ func (p *Proxy) serveAdmin(ctx context.Context, l net.Listener) {
 	s := grpc.NewServer(grpc.Creds(ownersOnly{}), grpc.MaxRecvMsgSize(adminMessageBytes), grpc.MaxConcurrentStreams(16),
 		grpc.ConnectionTimeout(5*time.Second))
 	wire.RegisterProxyAdminServer(s, &admin{p: p})
-	stop := context.AfterFunc(ctx, s.Stop)
-	defer stop()
+	stopped := make(chan struct{})
+	context.AfterFunc(ctx, func() {
+		// Who asked for the drain hears that it is done.
+		defer close(stopped)
+		late := time.AfterFunc(adminGrace, s.Stop)
+		defer late.Stop()
+		s.GracefulStop()
+	})
 	if err := s.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		p.log.Error("admin socket", "error", err)
 		<-ctx.Done()
 	}
+	<-stopped
 }
 
 // ProxyStatus says how the proxy is.

@@ -123,10 +123,11 @@ func (p *Proxy) serve(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case <-p.drains:
+		p.stopAccepting()
 		return ErrDrained
 	case <-p.first:
 	}
-	p.bound()
+	p.bound(ctx)
 	ports, err := p.listen(ctx)
 	if err != nil {
 		return err
@@ -145,8 +146,7 @@ func (p *Proxy) serve(ctx context.Context) error {
 	case deadline = <-p.drains:
 		ended = ErrDrained
 	}
-	p.draining.Store(true)
-	close(p.stopping)
+	p.stopAccepting()
 	end()
 	for _, port := range ports {
 		port.listener.Close()
@@ -154,6 +154,12 @@ func (p *Proxy) serve(ctx context.Context) error {
 	accepting.Wait()
 	p.drain(cut, deadline)
 	return ended
+}
+
+// stopAccepting tells everybody that the end has begun.
+func (p *Proxy) stopAccepting() {
+	p.draining.Store(true)
+	close(p.stopping)
 }
 
 // drain waits for open connections up to the deadline and closes the rest.

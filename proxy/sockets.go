@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strconv"
@@ -152,7 +153,7 @@ const spareFiles = 128
 // bound lowers the connections to what the limit of open files allows, at two
 // for each, so that a connection too many is refused with a record rather
 // than left waiting.
-func (p *Proxy) bound() {
+func (p *Proxy) bound(ctx context.Context) {
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
 		return // a sandbox may forbid the question
@@ -160,7 +161,11 @@ func (p *Proxy) bound() {
 	most := max(1, (int64(min(files.Cur, 1<<30))-spareFiles)/2)
 	if set := int64(p.cfg.Limits.MaxConnections); most < set {
 		p.most.Store(most)
-		p.log.Warn("fewer connections than set, for the limit of open files", "max_connections", most, "set", set, "open_files", files.Cur)
+		level := slog.LevelWarn
+		if set == DefaultMaxConnections {
+			level = slog.LevelInfo
+		}
+		p.log.Log(ctx, level, "fewer connections than set, for the limit of open files", "max_connections", most, "set", set, "open_files", files.Cur)
 	}
 }
 

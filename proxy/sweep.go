@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/status"
 
 	"github.com/aval-id/aval/audit"
 )
@@ -35,7 +36,7 @@ type withdrawal struct {
 }
 
 func (w *withdrawal) detail() string {
-	return brief("the agent no longer grants this proxy its identity: " + w.cause.Error())
+	return brief("the agent no longer grants this proxy its identity: " + status.Convert(w.cause).Message())
 }
 
 // withdraw stops admitting. What is open goes on as the setting says.
