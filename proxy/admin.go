@@ -155,7 +155,7 @@ func (l *link) describe(now time.Time) *wire.ProxyConnection {
 
 // Drain makes the proxy accept nothing more, and tells how many connections
 // are open until the deadline has passed or none is. The proxy ends then. The
-// drain goes on without the caller.
+// drain goes on without the caller; another call sets another deadline.
 func (a *admin) Drain(req *wire.DrainRequest, stream wire.ProxyAdmin_DrainServer) error {
 	p := a.p
 	deadline := time.Duration(req.GetDeadline()) * time.Millisecond
@@ -167,7 +167,7 @@ func (a *admin) Drain(req *wire.DrainRequest, stream wire.ProxyAdmin_DrainServer
 	select {
 	case p.drains <- deadline:
 	default:
-		return status.Error(codes.FailedPrecondition, "the proxy drains already")
+		return status.Error(codes.FailedPrecondition, "another drain is just being begun")
 	}
 	for {
 		open := p.open.Load()

@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -152,6 +153,57 @@ func TestDrainByAnOperatorEndsTheProxy(t *testing.T) {
 	c.Close()
 	if err := <-ended; !errors.Is(err, ErrDrained) {
 		t.Error(err)
+	}
+}
+
+func TestDrainCanBeHurried(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"operator", "signal"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			s := newScene(t)
+			s.publish(t, "")
+			socket := filepath.Join(t.TempDir(), "admin.sock")
+			p, err := New(Config{Agent: s.agent.socket, Identity: s.api.ID, Admin: socket, Limits: Limits{Drain: 200 * time.Millisecond},
+				Inbound: []Inbound{{Listen: "127.0.0.1:0", Forward: echo(t)}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			ended := make(chan error, 1)
+			go func() { ended <- p.Run(ctx) }()
+			<-p.Started()
+			c := mustDial(t, p.Status().Inbound[0])
+			if _, err := exchange(c, "before"); err != nil {
+				t.Fatal(err)
+			}
+			admin := adminClient(t, socket)
+			drain := func(deadline time.Duration) {
+				stream, err := admin.Drain(t.Context(), &wire.DrainRequest{Deadline: deadline.Milliseconds()})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := stream.Recv(); err != nil {
+					t.Error(err)
+				}
+			}
+			drain(time.Hour)
+			<-p.Draining()
+			if how == "operator" {
+				drain(50 * time.Millisecond)
+			} else {
+				cancel()
+			}
+			select {
+			case err := <-ended:
+				if !errors.Is(err, ErrDrained) {
+					t.Error(err)
+				}
+			case <-time.After(8 * time.Second):
+				t.Fatal("it still drains")
+			}
+		})
 	}
 }
 

@@ -146,7 +146,11 @@ func TestNineThousandConnectionsAtOnce(t *testing.T) {
 	if served.Load() < DefaultMaxHandshakes {
 		t.Errorf("only %d of %d were served", served.Load(), crowd)
 	}
-	if grown > 400<<20 {
+	most := int64(400 << 20)
+	if raceDetector() {
+		most *= 4 // it keeps a shadow of all memory
+	}
+	if grown > most {
 		t.Errorf("the proxy grew by %d MiB", grown>>20)
 	}
 	for _, conn := range conns {

@@ -117,6 +117,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 // serve opens the listeners when there is a state, accepts until ctx ends,
 // and drains.
 func (p *Proxy) serve(ctx context.Context) error {
+	stop := ctx
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	select {
@@ -152,7 +153,7 @@ func (p *Proxy) serve(ctx context.Context) error {
 		port.listener.Close()
 	}
 	accepting.Wait()
-	p.drain(cut, deadline)
+	p.drain(stop, cut, deadline)
 	return ended
 }
 
@@ -162,8 +163,10 @@ func (p *Proxy) stopAccepting() {
 	close(p.stopping)
 }
 
-// drain waits for open connections up to the deadline and closes the rest.
-func (p *Proxy) drain(cut context.CancelFunc, deadline time.Duration) {
+// drain waits for open connections up to the deadline and closes the rest. An
+// operator may set another deadline meanwhile, and the end of ctx brings it as
+// near as Limits.Drain.
+func (p *Proxy) drain(ctx context.Context, cut context.CancelFunc, deadline time.Duration) {
 	done := make(chan struct{})
 	go func() {
 		p.conns.Wait()
@@ -172,10 +175,19 @@ func (p *Proxy) drain(cut context.CancelFunc, deadline time.Duration) {
 	p.log.Info("draining", "open", p.open.Load(), "deadline", deadline)
 	timer := time.NewTimer(deadline)
 	defer timer.Stop()
-	select {
-	case <-done:
-		return
-	case <-timer.C:
+	stopped := ctx.Done()
+	for late := false; !late; {
+		select {
+		case <-done:
+			return
+		case <-timer.C:
+			late = true
+		case deadline = <-p.drains:
+			timer.Reset(deadline)
+		case <-stopped:
+			stopped = nil
+			timer.Reset(min(deadline, p.cfg.Limits.Drain))
+		}
 	}
 	cut()
 	left := p.table.snapshot()
