@@ -70,6 +70,7 @@ func appendConnection(dst []byte, e *Event) []byte {
 	w.text(`,"protocol":`, e.Protocol)
 	w.text(`,"source":`, e.Source)
 	w.text(`,"destination":`, e.Destination)
+	w.text(`,"remote":`, e.Remote)
 	w.number(`,"port":`, uint64(e.Port))
 	if e.Rule != nil {
 		w = append(w, `,"rule":`...)

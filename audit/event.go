@@ -62,6 +62,7 @@ type Event struct {
 	Protocol     string    `json:"protocol,omitempty"`    // what a client without identity spoke, by its first bytes
 	Source       string    `json:"source,omitempty"`      // ip:port of the dialling side
 	Destination  string    `json:"destination,omitempty"` // ip:port that was dialled or served
+	Remote       string    `json:"remote,omitempty"`      // ip:port for which a trusted load balancer dialled
 	Port         uint16    `json:"port,omitempty"`        // the port that policies match
 	Rule         *int      `json:"rule,omitempty"`        // position in Policy of the rule that decided, from 0
 	ModeSource   string    `json:"mode_source,omitempty"` // ns/name of the document that set Mode

@@ -116,13 +116,15 @@ const (
 	ReasonTLSVersion          Reason = "tls_version"           // below TLS 1.3
 	ReasonHandshakeTimeout    Reason = "handshake_timeout"     // the handshake's deadline passed
 	ReasonSNIOrALPN           Reason = "sni_or_alpn"           // a name or protocol that is not served
-	ReasonLimit               Reason = "limit"                 // over the connection limit
+	ReasonLimit               Reason = "limit"                 // over a limit of connections, handshakes, memory or time
 	ReasonReset               Reason = "reset"                 // the peer went away
 	ReasonUpstreamUnreachable Reason = "upstream_unreachable"  // the far end took no connection
 	ReasonPolicyChanged       Reason = "policy_changed"        // was allowed, and no longer is
 	ReasonNoSnapshot          Reason = "no_snapshot"           // no complete snapshot of bundle and policies yet
 	ReasonHandshakeFailed     Reason = "handshake_failed"      // TLS failed in another way
 	ReasonShuttingDown        Reason = "shutting_down"         // the proxy is draining
+	ReasonIdentityWithdrawn   Reason = "identity_withdrawn"    // the agent no longer grants the proxy its own identity
+	ReasonProxyProtocol       Reason = "proxy_protocol"        // a PROXY protocol header is missing, wrong, or not this source's to send
 )
 
 // Reasons returns the closed list of reasons of a connection.
@@ -133,7 +135,7 @@ func Reasons() []Reason {
 		ReasonNotAnSVID, ReasonPolicyDenied, ReasonPlaintextRefused, ReasonTLSVersion,
 		ReasonHandshakeTimeout, ReasonSNIOrALPN, ReasonLimit, ReasonReset,
 		ReasonUpstreamUnreachable, ReasonPolicyChanged, ReasonNoSnapshot, ReasonHandshakeFailed,
-		ReasonShuttingDown,
+		ReasonShuttingDown, ReasonIdentityWithdrawn, ReasonProxyProtocol,
 	}
 }
 

@@ -6,6 +6,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"runtime/debug"
 	"sync/atomic"
@@ -33,24 +34,66 @@ func (p *Proxy) accept(ctx, lasting context.Context, port port) {
 			continue
 		}
 		attempt = 0
-		if p.open.Add(1) > port.limit {
-			p.open.Add(-1)
-			p.turnAway(c, port.direction)
-			continue
-		}
-		near, err := newRaw(c, nil)
+		l, err := p.admitLink(c, port)
 		if err != nil {
-			p.open.Add(-1)
-			c.Close()
+			p.turnAway(c, port.direction, err)
 			continue
 		}
-		l := &link{near: near}
 		p.table.add(l)
 		p.conns.Add(1)
 		// The handshake has a goroutine of its own: its stack grows to 16 KiB
 		// and more, and is given back with it.
 		go p.begin(lasting, port, l)
 	}
+}
+
+// admitLink takes everything that a connection occupies, or says which bound
+// it is over.
+func (p *Proxy) admitLink(c *net.TCPConn, port port) (*link, error) {
+	l := &link{direction: port.direction, target: port.target, source: addrOf(c.RemoteAddr()), began: time.Now()}
+	most := p.mostConnections()
+	if port.direction == audit.DirectionInbound {
+		most = p.inboundLimit(most)
+	}
+	if p.open.Add(1) > most {
+		p.open.Add(-1)
+		return nil, fmt.Errorf("more than %d connections", most)
+	}
+	err := p.takeSeat(l, port)
+	if err == nil {
+		l.near, err = newRaw(c, nil)
+	}
+	if err != nil {
+		p.open.Add(-1)
+		l.seat.leave()
+		return nil, err
+	}
+	return l, nil
+}
+
+// inboundLimit leaves an eighth of all connections to the workload's own
+// calls, where it makes any: strangers who hold all they can get do not stop
+// those.
+func (p *Proxy) inboundLimit(all int64) int64 {
+	if len(p.cfg.Outbound) == 0 || all == 1 {
+		return all
+	}
+	return all - max(1, all/8)
+}
+
+// takeSeat counts an inbound connection. One from a load balancer is counted
+// for its source once that is told.
+func (p *Proxy) takeSeat(l *link, port port) (err error) {
+	if p.memory.full.Load() {
+		return fmt.Errorf("the process holds more than %d MiB", p.cfg.Limits.MaxMemoryMiB)
+	}
+	if port.direction != audit.DirectionInbound {
+		return nil
+	}
+	if l.seat, err = p.sources.seat(); err != nil || port.in.trusts(l.source.Addr()) {
+		return err
+	}
+	return l.seat.charge(l.source.Addr())
 }
 
 // begin serves a link up to its verdict. What a stranger sends must not end
@@ -70,10 +113,10 @@ func (p *Proxy) begin(ctx context.Context, port port, l *link) {
 }
 
 // turnAway refuses a connection over the limit at once and cheaply.
-func (p *Proxy) turnAway(c *net.TCPConn, direction string) {
+func (p *Proxy) turnAway(c *net.TCPConn, direction string, over error) {
 	source := addrOf(c.RemoteAddr())
 	e := p.event(time.Now(), direction, audit.VerdictDenied, audit.ReasonLimit)
-	e.Source, e.Destination = source.String(), c.LocalAddr().String()
+	e.Source, e.Destination, e.Detail = source.String(), c.LocalAddr().String(), over.Error()
 	c.SetLinger(0)
 	c.Close()
 	p.record(e, source)
@@ -83,6 +126,7 @@ func (p *Proxy) turnAway(c *net.TCPConn, direction string) {
 func (p *Proxy) finish(l *link) {
 	l.close(false)
 	p.recordEnd(l, time.Now())
+	l.seat.leave()
 	p.table.remove(l)
 	p.open.Add(-1)
 	p.conns.Done()
@@ -91,6 +135,8 @@ func (p *Proxy) finish(l *link) {
 // forward starts both directions and returns. The last to end finishes the
 // link.
 func (p *Proxy) forward(l *link, near, far half) {
+	now := time.Now()
+	l.opened.Store(&now)
 	left := new(atomic.Int32)
 	left.Store(2)
 	go p.direction(l, far, near, left)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -23,6 +24,8 @@ const (
 	DefaultDialTimeout      = 10 * time.Second
 	DefaultDrain            = 30 * time.Second
 	DefaultMaxRecords       = 10_000
+	DefaultMaxMemoryMiB     = 1024
+	DefaultMaxHandshakes    = 5_000
 )
 
 // Protocol says who speaks first on an inbound port.
@@ -51,6 +54,17 @@ type Config struct {
 	Outbound []Outbound
 	// Limits bound what connections can cost.
 	Limits Limits
+	// Admin is the operators' socket: unix:///PATH, or the path alone; empty
+	// means none.
+	Admin string
+	// OnPeerExpiry says what happens to an open connection when the peer's
+	// certificate ends, OnIdentityLost when the proxy's own identity is taken
+	// away. Empty means Keep. The end of the proxy's own SVID, or its
+	// rotation, closes nothing.
+	OnPeerExpiry, OnIdentityLost Action
+	// Sockets are listeners that are open already; each must belong to one
+	// of Inbound or Outbound, by its name or its address. New takes them over.
+	Sockets []Socket
 	// Logger receives what operators need to know; nil discards it.
 	Logger *slog.Logger
 }
@@ -58,6 +72,7 @@ type Config struct {
 // Inbound is a listener in front of the workload: mutual TLS or, where the
 // mode permits, plaintext comes in, plaintext goes to Forward.
 type Inbound struct {
+	Name     string   `json:"name"`     // of the listener, for sockets that were passed on and for status; may be empty
 	Listen   string   `json:"listen"`   // host:port
 	Forward  string   `json:"forward"`  // host:port of the application
 	Port     uint16   `json:"port"`     // what policies match; zero means Forward's port
@@ -65,11 +80,20 @@ type Inbound struct {
 	// ALPN lists the protocols the application speaks, such as h2. Empty
 	// means that none is negotiated.
 	ALPN []string `json:"alpn"`
+	// ProxyProtocol says whether a load balancer in front tells for whom it
+	// dials; empty means ProxyProtocolOff. TrustedProxies are the addresses
+	// that may: a header from any other is refused.
+	ProxyProtocol  ProxyProtocol  `json:"proxyProtocol"`
+	TrustedProxies []netip.Prefix `json:"trustedProxies"`
+	// SendProxyProtocol tells the application for whom the connection is:
+	// v1, v2, or empty for no header.
+	SendProxyProtocol ProxyProtocolVersion `json:"sendProxyProtocol"`
 }
 
 // Outbound is a listener for the workload's own calls: plaintext comes in
 // locally, mutual TLS goes to Dial.
 type Outbound struct {
+	Name   string      `json:"name"`   // of the listener, as Inbound's
 	Listen string      `json:"listen"` // host:port
 	Dial   string      `json:"dial"`   // host:port of the other side
 	ID     identity.ID `json:"id"`     // the SPIFFE ID that the other side must prove
@@ -78,14 +102,37 @@ type Outbound struct {
 	ServerName string `json:"serverName"`
 	// ALPN lists the protocols to offer. Empty offers none.
 	ALPN []string `json:"alpn"`
+	// SendProxyProtocol puts a header in front of the handshake, for an
+	// upstream that expects one: v1, v2, or empty for none.
+	SendProxyProtocol ProxyProtocolVersion `json:"sendProxyProtocol"`
 }
 
 // Limits bound what connections can cost. Zero means the default.
 type Limits struct {
 	// MaxConnections bounds open connections of all listeners together. Where
 	// there are listeners of both directions, inbound ones leave an eighth to
-	// outbound ones.
+	// outbound ones. It is lowered, with a warning, to what the process's open
+	// files allow.
 	MaxConnections int `json:"maxConnections"`
+	// MaxConnectionsPerSource bounds inbound connections of one source: an
+	// IPv4 address, or a /64 of IPv6. Zero means half of MaxConnections, and
+	// none for loopback.
+	MaxConnectionsPerSource int `json:"maxConnectionsPerSource"`
+	// MaxHandshakes bounds inbound connections that have no verdict yet.
+	// Zero means DefaultMaxHandshakes, or MaxConnections where that is less.
+	MaxHandshakes int `json:"maxHandshakes"`
+	// MaxHandshakesPerSource bounds those of one source. Zero means a quarter
+	// of MaxHandshakes, and none for loopback.
+	MaxHandshakesPerSource int `json:"maxHandshakesPerSource"`
+	// MaxMemoryMiB is how much memory, in MiB, the process may hold before
+	// new connections are refused. Open ones are kept.
+	MaxMemoryMiB int `json:"maxMemoryMiB"`
+	// IdleTimeout closes a connection over which nothing came either way for
+	// so long. Zero means never.
+	IdleTimeout time.Duration `json:"idleTimeout"`
+	// MaxLifetime closes a connection so long after it was accepted. Zero
+	// means never.
+	MaxLifetime time.Duration `json:"maxLifetime"`
 	// HandshakeTimeout bounds the time from accept to an authenticated peer,
 	// first bytes included.
 	HandshakeTimeout time.Duration `json:"handshakeTimeout"`
@@ -108,6 +155,10 @@ type configFile struct {
 	Inbound  []Inbound   `json:"inbound"`
 	Outbound []Outbound  `json:"outbound"`
 	Limits   Limits      `json:"limits"`
+	Admin    string      `json:"admin"`
+
+	OnPeerExpiry   Action `json:"onPeerExpiry"`
+	OnIdentityLost Action `json:"onIdentityLost"`
 }
 
 // ParseConfig decodes a configuration file strictly: unknown fields are
@@ -117,7 +168,8 @@ func ParseConfig(file string, data []byte) (Config, error) {
 	if err := document.Decode(file, data, &f); err != nil {
 		return Config{}, err
 	}
-	cfg := Config{Agent: f.Agent, Identity: f.Identity, Inbound: f.Inbound, Outbound: f.Outbound, Limits: f.Limits}
+	cfg := Config{Agent: f.Agent, Identity: f.Identity, Inbound: f.Inbound, Outbound: f.Outbound, Limits: f.Limits,
+		Admin: f.Admin, OnPeerExpiry: f.OnPeerExpiry, OnIdentityLost: f.OnIdentityLost}
 	if _, err := cfg.withDefaults(); err != nil {
 		return Config{}, fmt.Errorf("%s: %w", file, err)
 	}
@@ -127,7 +179,7 @@ func ParseConfig(file string, data []byte) (Config, error) {
 // withDefaults returns the config with every zero replaced by its default,
 // or what is wrong with it.
 func (c Config) withDefaults() (Config, error) {
-	if _, err := socketPath(c.Agent); err != nil {
+	if _, err := socketPath("agent", c.Agent); err != nil {
 		return Config{}, err
 	}
 	if !c.Identity.IsZero() && c.Identity.Role() != identity.RoleWorkload {
@@ -155,8 +207,11 @@ func (c Config) withDefaults() (Config, error) {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	limits, err := c.Limits.withDefaults()
+	if err != nil {
+		return Config{}, err
+	}
 	c.Limits = limits
-	return c, err
+	return c.withOperation()
 }
 
 func (l Inbound) withDefaults() (Inbound, error) {
@@ -180,7 +235,7 @@ func (l Inbound) withDefaults() (Inbound, error) {
 	default:
 		return Inbound{}, fmt.Errorf("protocol: %q is none of %s, %s, %s", l.Protocol, ProtocolAuto, ProtocolTLS, ProtocolServerFirst)
 	}
-	return l, nil
+	return l.withProxyProtocol()
 }
 
 func (l Outbound) check() error {
@@ -198,14 +253,14 @@ func (l Outbound) check() error {
 	if l.ID.Role() != identity.RoleWorkload {
 		return fmt.Errorf("id: %s is not a workload's", l.ID)
 	}
-	return nil
+	return l.SendProxyProtocol.check()
 }
 
 func (l Limits) withDefaults() (Limits, error) {
-	if l.MaxConnections < 0 || l.MaxRecords < 0 {
+	if min(l.MaxConnections, l.MaxRecords, l.MaxConnectionsPerSource, l.MaxHandshakes, l.MaxHandshakesPerSource, l.MaxMemoryMiB) < 0 {
 		return Limits{}, errors.New("limits: a number is negative")
 	}
-	for _, d := range []time.Duration{l.HandshakeTimeout, l.ServerFirstWait, l.DialTimeout, l.Drain} {
+	for _, d := range []time.Duration{l.HandshakeTimeout, l.ServerFirstWait, l.DialTimeout, l.Drain, l.IdleTimeout, l.MaxLifetime} {
 		if d < 0 {
 			return Limits{}, errors.New("limits: a duration is negative")
 		}
@@ -216,6 +271,8 @@ func (l Limits) withDefaults() (Limits, error) {
 	orDefault(&l.DialTimeout, DefaultDialTimeout)
 	orDefault(&l.Drain, DefaultDrain)
 	orDefault(&l.MaxRecords, DefaultMaxRecords)
+	orDefault(&l.MaxMemoryMiB, DefaultMaxMemoryMiB)
+	orDefault(&l.MaxHandshakes, min(l.MaxConnections, DefaultMaxHandshakes))
 	return l, nil
 }
 
@@ -240,15 +297,15 @@ func portOf(field, address string) (uint16, error) {
 }
 
 // socketPath takes the path out of unix:///PATH, unix:PATH or PATH.
-func socketPath(agent string) (string, error) {
-	path := agent
-	if rest, ok := strings.CutPrefix(agent, "unix://"); ok {
+func socketPath(field, address string) (string, error) {
+	path := address
+	if rest, ok := strings.CutPrefix(address, "unix://"); ok {
 		path = rest
-	} else if rest, ok := strings.CutPrefix(agent, "unix:"); ok {
+	} else if rest, ok := strings.CutPrefix(address, "unix:"); ok {
 		path = rest
 	}
 	if !strings.HasPrefix(path, "/") {
-		return "", fmt.Errorf("agent: %q is not unix:///PATH with an absolute path", agent)
+		return "", fmt.Errorf("%s: %q is not unix:///PATH with an absolute path", field, address)
 	}
 	return path, nil
 }

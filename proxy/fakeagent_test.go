@@ -39,6 +39,7 @@ type fakeAgent struct {
 	events  []audit.Event
 	lost    uint64
 	mute    bool // takes no records
+	denied  map[string]bool
 
 	server *grpc.Server
 	done   chan struct{}
@@ -51,7 +52,7 @@ func newFakeAgent(t testing.TB) *fakeAgent {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	return &fakeAgent{t: t, socket: filepath.Join(dir, "s"), changed: make(chan struct{}), snaps: make(map[string]*wire.Snapshot)}
+	return &fakeAgent{t: t, socket: filepath.Join(dir, "s"), changed: make(chan struct{}), snaps: make(map[string]*wire.Snapshot), denied: make(map[string]bool)}
 }
 
 func (a *fakeAgent) start() {
@@ -89,8 +90,11 @@ func (a *fakeAgent) Watch(req *wire.WatchRequest, stream grpc.ServerStreamingSer
 	var sent *wire.Snapshot
 	for {
 		a.mu.Lock()
-		snap, changed := a.snaps[req.Identity], a.changed
+		snap, changed, denied := a.snaps[req.Identity], a.changed, a.denied[req.Identity]
 		a.mu.Unlock()
+		if denied {
+			return errDenied
+		}
 		if snap != nil && snap != sent {
 			if err := stream.Send(snap); err != nil {
 				return err

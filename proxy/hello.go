@@ -66,6 +66,9 @@ func (o *opening) feed(b []byte) stage {
 
 func (o *opening) advance() stage {
 	for {
+		if o.at > maxHello {
+			return stageBad // many small records: their headers count too
+		}
 		rec := o.raw[o.at:]
 		if s := recordStart(rec, o.at == 0); s != stageMore || len(rec) < 5 {
 			return s

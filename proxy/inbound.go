@@ -31,6 +31,8 @@ type visit struct {
 	mode                policy.Mode
 	deadline            time.Time // of everything before the verdict
 	source, destination netip.AddrPort
+	remote              netip.AddrPort // for whom source dialled; source itself unless a header says so
+	told                bool           // a header was believed
 	opening             opening
 	began               atomic.Bool // the client has sent something
 	transport           string
@@ -46,8 +48,14 @@ func (p *Proxy) serveInbound(ctx context.Context, in *Inbound, l *link) bool {
 	if v.st.expired(now) {
 		return v.refuse(audit.ReasonExpired, "the proxy's own SVID has ended", v.undecided(), nil)
 	}
+	if withdrawn := p.withdrawn.Load(); withdrawn != nil {
+		return v.refuse(audit.ReasonIdentityWithdrawn, withdrawn.detail(), v.undecided(), nil)
+	}
 	v.mode = v.st.modeFor(v.source.Addr(), in.Port, now)
 	l.near.SetDeadline(v.deadline)
+	if !v.preamble() {
+		return false
+	}
 	switch {
 	case v.mode == policy.Disable && in.Protocol != ProtocolTLS:
 		return v.plaintext(ctx, audit.TransportPlaintext, nil)
@@ -211,6 +219,7 @@ func (v *visit) terminate(ctx context.Context, far *raw) bool {
 		return v.failed(err, d, peer, far)
 	}
 	v.p.metrics.handshake.Observe(time.Since(began).Seconds())
+	v.l.meet(peer, conn.ConnectionState())
 	a := admission{conn: v.connection(peer.ID, v.opening.hello.SNI), clientSerial: peer.Serial}
 	return v.admit(ctx, a, d, half{raw: v.l.near, tls: conn}, far)
 }
@@ -263,6 +272,7 @@ func (v *visit) partingRead() {
 // admit dials the application where that is still to be done, makes sure that
 // the newest policies agree, records, and forwards.
 func (v *visit) admit(ctx context.Context, a admission, d policy.Decision, near half, far *raw) bool {
+	v.l.seat.decided()
 	peer := mtls.Peer{ID: a.conn.Peer, Serial: a.clientSerial}
 	if far == nil {
 		var err error
@@ -273,13 +283,17 @@ func (v *visit) admit(ctx context.Context, a admission, d policy.Decision, near 
 			return false
 		}
 	}
-	a.source, a.destination, a.transport = v.source, v.destination, v.transport
+	a.source, a.destination, a.remote, a.transport = v.source, v.destination, v.remote, v.transport
 	v.l.admitted.Store(&a)
 	if now := v.p.state.Load(); now.set != v.st.set {
 		if d, v.exception = now.decide(a.conn, time.Now()); !d.Allowed {
 			v.l.admitted.Store(nil)
 			return v.refuse(d.Reason, "policies changed during the handshake", d, nil)
 		}
+	}
+	if withdrawn := v.p.withdrawn.Load(); withdrawn != nil {
+		v.l.admitted.Store(nil)
+		return v.refuse(audit.ReasonIdentityWithdrawn, withdrawn.detail(), d, nil)
 	}
 	v.p.recordBeginning(v.l, v.established(audit.VerdictAllowed, d.Reason, d, peer, near.tls), v.source)
 	near.raw.SetDeadline(time.Time{})
@@ -321,6 +335,9 @@ func (v *visit) event(verdict audit.Verdict, reason string, d policy.Decision) *
 	e.Source, e.Destination = v.source.String(), v.destination.String()
 	e.Exception = v.exception
 	e.Protocol = spoken(v.transport, reason, v.opening.raw)
+	if v.told && v.remote != v.source {
+		e.Remote = v.remote.String()
+	}
 	decided(e, d)
 	return e
 }
@@ -337,8 +354,19 @@ func (v *visit) established(verdict audit.Verdict, reason string, d policy.Decis
 	return e
 }
 
-// dial connects to the application.
-func (v *visit) dial(ctx context.Context) (*raw, error) { return v.p.dial(ctx, v.in.Forward) }
+// dial connects to the application, and tells it for whom where it wants to
+// know.
+func (v *visit) dial(ctx context.Context) (*raw, error) {
+	far, err := v.p.dial(ctx, v.in.Forward)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.p.announce(far, v.in.SendProxyProtocol, v.remote, v.destination); err != nil {
+		far.Close()
+		return nil, err
+	}
+	return far, nil
+}
 
 func (p *Proxy) dial(ctx context.Context, address string) (*raw, error) {
 	d := net.Dialer{Timeout: p.cfg.Limits.DialTimeout}
@@ -372,6 +400,9 @@ func (p *Proxy) reconsider(st *state) {
 		e := p.event(time.Now(), audit.DirectionInbound, audit.VerdictDenied, audit.ReasonPolicyChanged)
 		e.ClientID, e.ClientSerial, e.Transport = a.conn.Peer.String(), a.clientSerial, a.transport
 		e.Source, e.Destination = a.source.String(), a.destination.String()
+		if a.remote != a.source {
+			e.Remote = a.remote.String()
+		}
 		e.Port, e.SNI, e.Detail = a.conn.Port, brief(a.conn.SNI), d.Reason
 		decided(e, d)
 		p.record(e, a.source)

@@ -4,18 +4,30 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/identity/mtls"
 	"github.com/aval-id/aval/identity/policy"
 )
 
 // link is a connection from accept to close. Its near side was accepted, its
 // far side was dialled.
 type link struct {
-	near *raw
+	near      *raw
+	direction string
+	target    string // what its listener forwards to or dials
+	source    netip.AddrPort
+	began     time.Time // accepted
+	seat      *seat     // nil for outbound
+
+	peer   atomic.Pointer[party]     // who proved to be on the other side; nil without TLS
+	opened atomic.Pointer[time.Time] // when it began to be forwarded
+	quiet  time.Time                 // the sweep's: it cannot be idle for too long before
 
 	// admitted is what an inbound connection was judged by, once it was
 	// allowed; changed policies judge it again.
@@ -36,8 +48,27 @@ type link struct {
 type admission struct {
 	conn                policy.Connection
 	source, destination netip.AddrPort
+	remote              netip.AddrPort // for whom source dialled; source itself unless a header said so
 	transport           string
 	clientSerial        string
+}
+
+// party is the other side of an open connection's TLS.
+type party struct {
+	mtls.Peer
+	sni, alpn string
+}
+
+// meet notes who is on the other side.
+func (l *link) meet(peer mtls.Peer, cs tls.ConnectionState) {
+	l.peer.Store(&party{Peer: peer, sni: cs.ServerName, alpn: cs.NegotiatedProtocol})
+}
+
+// sides returns the raw connections, far nil where there is none yet.
+func (l *link) sides() (near, far *raw) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.near, l.far
 }
 
 // attach gives the link its far side. It reports false, and closes far, where

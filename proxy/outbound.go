@@ -28,7 +28,15 @@ func (p *Proxy) serveOutbound(ctx context.Context, out *Outbound, l *link) bool 
 	if c.st.expired(now) {
 		return c.fail(c.event(audit.VerdictDenied, audit.ReasonExpired), "the proxy's own SVID has ended")
 	}
+	if withdrawn := p.withdrawn.Load(); withdrawn != nil {
+		return c.fail(c.event(audit.VerdictDenied, audit.ReasonIdentityWithdrawn), withdrawn.detail())
+	}
 	far, err := p.dial(ctx, out.Dial)
+	if err == nil {
+		if err = p.announce(far, out.SendProxyProtocol, c.source, addrOf(l.near.LocalAddr())); err != nil {
+			far.Close()
+		}
+	}
 	if err != nil {
 		p.log.Warn("upstream takes no connection", "dial", out.Dial, "error", err)
 		return c.fail(c.event(audit.VerdictFailed, audit.ReasonUpstreamUnreachable), err.Error())
@@ -79,6 +87,7 @@ func (c *call) handshake(far *raw) bool {
 	e.Destination, e.ServerSerial = addrOf(far.RemoteAddr()).String(), peer.Serial
 	negotiated(e, conn.ConnectionState())
 	c.l.begin(e, c.source)
+	c.l.meet(peer, conn.ConnectionState())
 	c.p.forward(c.l, half{raw: c.l.near}, half{raw: far, tls: conn, heard: c.await(e)})
 	return true
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,19 +24,27 @@ type Proxy struct {
 	verifier *mtls.Verifier
 	metrics  *metrics
 	reporter *reporter
+	sources  *sources
+	memory   *memory
 
 	state     atomic.Pointer[state]
 	first     chan struct{} // closed with the first state
 	started   chan struct{} // closed once every listener is open
 	connected atomic.Bool   // a Watch stream has brought something and is open
 	ran       atomic.Bool
+	withdrawn atomic.Pointer[withdrawal] // nil while the agent grants the identity
+	fault     atomic.Pointer[string]     // why the newest snapshot was refused; nil where it was taken
+	most      atomic.Int64               // connections that the open files allow; 0 where they allow what is set
+	draining  atomic.Bool
+	stopping  chan struct{}      // closed when draining is set
+	drains    chan time.Duration // of size 1: an operator asks for a drain
 
 	open  atomic.Int64 // connections accepted and not finished
 	conns sync.WaitGroup
 	table table
 
-	mu        sync.Mutex
-	addresses []string // guarded by mu: of the listeners, inbound before outbound
+	mu    sync.Mutex
+	ports []port // guarded by mu: the open listeners, inbound before outbound
 }
 
 // New checks the config and starts nothing.
@@ -46,7 +53,7 @@ func New(cfg Config) (*Proxy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("proxy config: %w", err)
 	}
-	socket, err := socketPath(cfg.Agent)
+	socket, err := socketPath("agent", cfg.Agent)
 	if err != nil {
 		return nil, fmt.Errorf("proxy config: %w", err)
 	}
@@ -57,16 +64,27 @@ func New(cfg Config) (*Proxy, error) {
 		verifier: mtls.NewVerifier(0),
 		first:    make(chan struct{}),
 		started:  make(chan struct{}),
+		sources:  newSources(cfg.Limits),
+		memory:   newMemory(cfg.Limits),
+		stopping: make(chan struct{}),
+		drains:   make(chan time.Duration, 1),
 		table:    table{links: make(map[*link]struct{})},
+	}
+	if err := cfg.checkSockets(); err != nil {
+		return nil, fmt.Errorf("proxy config: %w", err)
 	}
 	p.metrics = newMetrics(p)
 	p.reporter = newReporter(cfg.Limits.MaxRecords, p.log, p.metrics)
 	return p, nil
 }
 
+// ErrDrained is what Run returns after an operator asked for a drain on the
+// admin socket: the work is done, and nothing is wrong.
+var ErrDrained = errors.New("drained")
+
 // Run serves until ctx ends, and then drains: it accepts nothing more, waits
-// for open connections up to Limits.Drain, closes the rest, and returns nil.
-// The listeners open once the first complete snapshot is there; until then a
+// for open connections up to Limits.Drain, closes the rest, and returns nil,
+// or ErrDrained where an operator asked for it. The listeners open once the first complete snapshot is there; until then a
 // client finds the port closed. An error is final. Run works once.
 func (p *Proxy) Run(ctx context.Context) error {
 	if p.ran.Swap(true) {
@@ -78,6 +96,10 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	defer conn.Close()
 	client := wire.NewProxyClient(conn)
+	admin, err := p.listenAdmin()
+	if err != nil {
+		return err
+	}
 
 	// Snapshots and records go on while connections drain.
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -85,6 +107,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 	streams.Go(func() { p.watch(work, client) })
 	streams.Go(func() { p.reporter.run(work, client) })
 	streams.Go(func() { p.endExemptions(work) })
+	streams.Go(func() { p.sweep(work) })
+	streams.Go(func() { p.serveAdmin(work, admin) })
 	err = p.serve(ctx)
 	stop()
 	streams.Wait()
@@ -94,11 +118,18 @@ func (p *Proxy) Run(ctx context.Context) error {
 // serve opens the listeners when there is a state, accepts until ctx ends,
 // and drains.
 func (p *Proxy) serve(ctx context.Context) error {
+	stop := ctx
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	select {
 	case <-ctx.Done():
 		return nil
+	case <-p.drains:
+		p.stopAccepting()
+		return ErrDrained
 	case <-p.first:
 	}
+	p.bound(ctx)
 	ports, err := p.listen(ctx)
 	if err != nil {
 		return err
@@ -111,29 +142,53 @@ func (p *Proxy) serve(ctx context.Context) error {
 	for _, port := range ports {
 		accepting.Go(func() { p.accept(ctx, lasting, port) })
 	}
-	<-ctx.Done()
+	deadline, ended := p.cfg.Limits.Drain, error(nil)
+	select {
+	case <-ctx.Done():
+	case deadline = <-p.drains:
+		ended = ErrDrained
+	}
+	p.stopAccepting()
+	end()
 	for _, port := range ports {
 		port.listener.Close()
 	}
 	accepting.Wait()
-	p.drain(cut)
-	return nil
+	p.drain(stop, cut, deadline)
+	return ended
 }
 
-// drain waits for open connections up to the deadline and closes the rest.
-func (p *Proxy) drain(cut context.CancelFunc) {
+// stopAccepting tells everybody that the end has begun.
+func (p *Proxy) stopAccepting() {
+	p.draining.Store(true)
+	close(p.stopping)
+}
+
+// drain waits for open connections up to the deadline and closes the rest. An
+// operator may set another deadline meanwhile, and the end of ctx brings it as
+// near as Limits.Drain.
+func (p *Proxy) drain(ctx context.Context, cut context.CancelFunc, deadline time.Duration) {
 	done := make(chan struct{})
 	go func() {
 		p.conns.Wait()
 		close(done)
 	}()
-	p.log.Info("draining", "open", p.open.Load(), "deadline", p.cfg.Limits.Drain)
-	timer := time.NewTimer(p.cfg.Limits.Drain)
+	p.log.Info("draining", "open", p.open.Load(), "deadline", deadline)
+	timer := time.NewTimer(deadline)
 	defer timer.Stop()
-	select {
-	case <-done:
-		return
-	case <-timer.C:
+	stopped := ctx.Done()
+	for late := false; !late; {
+		select {
+		case <-done:
+			return
+		case <-timer.C:
+			late = true
+		case deadline = <-p.drains:
+			timer.Reset(deadline)
+		case <-stopped:
+			stopped = nil
+			timer.Reset(min(deadline, p.cfg.Limits.Drain))
+		}
 	}
 	cut()
 	left := p.table.snapshot()
@@ -145,68 +200,16 @@ func (p *Proxy) drain(cut context.CancelFunc) {
 	<-done
 }
 
-// port is an open listener with what serves its connections.
-type port struct {
-	listener  *net.TCPListener
-	direction string
-	limit     int64 // of open connections of all listeners
-	serve     func(context.Context, *link) bool
-}
-
-// inboundLimit leaves an eighth of the connections to the workload's own
-// calls, where it makes any: strangers who hold all they can get do not stop
-// those.
-func (p *Proxy) inboundLimit() int64 {
-	all := int64(p.cfg.Limits.MaxConnections)
-	if len(p.cfg.Outbound) == 0 || all == 1 {
-		return all
-	}
-	return all - max(1, all/8)
-}
-
-// listen opens every listener, or none.
-func (p *Proxy) listen(ctx context.Context) ([]port, error) {
-	var ports []port
-	var addresses []string
-	add := func(address, direction string, limit int64, serve func(context.Context, *link) bool) error {
-		var lc net.ListenConfig
-		l, err := lc.Listen(ctx, "tcp", address)
-		if err != nil {
-			for _, open := range ports {
-				open.listener.Close()
-			}
-			return fmt.Errorf("%s listener: %w", direction, err)
-		}
-		ports = append(ports, port{l.(*net.TCPListener), direction, limit, serve})
-		addresses = append(addresses, l.Addr().String())
-		p.log.Info("listening", "direction", direction, "address", l.Addr().String())
-		return nil
-	}
-	for i := range p.cfg.Inbound {
-		in := &p.cfg.Inbound[i]
-		err := add(in.Listen, "inbound", p.inboundLimit(), func(ctx context.Context, l *link) bool { return p.serveInbound(ctx, in, l) })
-		if err != nil {
-			return nil, err
-		}
-	}
-	for i := range p.cfg.Outbound {
-		out := &p.cfg.Outbound[i]
-		err := add(out.Listen, "outbound", int64(p.cfg.Limits.MaxConnections), func(ctx context.Context, l *link) bool { return p.serveOutbound(ctx, out, l) })
-		if err != nil {
-			return nil, err
-		}
-		if a, ok := ports[len(ports)-1].listener.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
-			p.log.Warn("outbound listener is open to other machines, which can use this workload's identity", "address", a.String())
-		}
-	}
-	p.mu.Lock()
-	p.addresses = addresses
-	p.mu.Unlock()
-	return ports, nil
-}
-
 // Started is closed once every listener is open.
 func (p *Proxy) Started() <-chan struct{} { return p.started }
+
+// Draining is closed once nothing more is accepted because the proxy ends.
+func (p *Proxy) Draining() <-chan struct{} { return p.stopping }
+
+// MemoryLimit is Limits.MaxMemoryMiB in bytes. A process that is a proxy and
+// nothing else gives it to the garbage collector, which then works harder
+// before connections are refused.
+func (p *Proxy) MemoryLimit() int64 { return int64(p.memory.most) }
 
 // Ready returns nil while the proxy serves: its listeners are open and its
 // SVID has not ended.
@@ -219,6 +222,12 @@ func (p *Proxy) Ready() error {
 			return fmt.Errorf("no complete snapshot from the agent at %s yet", p.socket)
 		}
 		return errors.New("listeners are not open")
+	}
+	if p.draining.Load() {
+		return errors.New("draining")
+	}
+	if withdrawn := p.withdrawn.Load(); withdrawn != nil {
+		return errors.New(withdrawn.detail())
 	}
 	if s.expired(time.Now()) {
 		return fmt.Errorf("SVID of %s ended at %s", s.id(), s.end().Format(time.RFC3339))
@@ -248,8 +257,12 @@ func (p *Proxy) Status() Status {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.addresses) > 0 {
-		out.Inbound, out.Outbound = p.addresses[:len(p.cfg.Inbound)], p.addresses[len(p.cfg.Inbound):]
+	for _, port := range p.ports {
+		if address := port.listener.Addr().String(); port.direction == audit.DirectionInbound {
+			out.Inbound = append(out.Inbound, address)
+		} else {
+			out.Outbound = append(out.Outbound, address)
+		}
 	}
 	return out
 }

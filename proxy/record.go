@@ -71,7 +71,7 @@ func reasonOf(err error) string {
 	switch text := err.Error(); {
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return audit.ReasonHandshakeTimeout
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), isReset(err):
+	case isEnd(err), errors.Is(err, io.ErrUnexpectedEOF):
 		return audit.ReasonReset
 	case strings.Contains(text, "protocol version"), strings.Contains(text, "unsupported versions"):
 		return audit.ReasonTLSVersion
@@ -82,6 +82,11 @@ func reasonOf(err error) string {
 		return r.Reason
 	}
 	return audit.ReasonHandshakeFailed
+}
+
+// isEnd reports whether the connection is over, in whatever way.
+func isEnd(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || isReset(err)
 }
 
 // refusedByPeer reports whether err is an alert that the peer sent.

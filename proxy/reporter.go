@@ -128,6 +128,14 @@ func (r *reporter) pending() bool {
 	return len(r.queue) > 0 || r.lost > 0 || len(r.tallies) > 0
 }
 
+// waiting returns how many records wait for the agent, counted refusals as
+// one each.
+func (r *reporter) waiting() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return uint64(len(r.queue))
+}
+
 // run ships records until ctx ends, and then what is left within a grace
 // time.
 func (r *reporter) run(ctx context.Context, client wire.ProxyClient) error {

@@ -69,7 +69,13 @@ func newState(snap *wire.Snapshot, want identity.ID, prev *state, now time.Time)
 		s.set, s.exempt, s.unreadable = prev.set, prev.exempt, prev.unreadable
 		return s, nil
 	}
-	s.set, s.exempt, s.unreadable = compile(snap, td)
+	s.set, s.exempt, s.unreadable, err = compile(snap, td)
+	if err != nil && prev != nil {
+		return nil, fmt.Errorf("policies do not compile: %w", err)
+	}
+	if err != nil {
+		s.unreadable = errors.Join(err, s.unreadable)
+	}
 	return s, nil
 }
 
@@ -113,23 +119,34 @@ func snapshotCredentials(snap *wire.Snapshot, prev *state) (*identity.Credential
 	return identity.NewCredentials(svid, generation, bundles...), nil
 }
 
-// compile makes the Set and its exemptions. What cannot be read denies; the
-// error says what.
-func compile(snap *wire.Snapshot, td identity.TrustDomain) (*policy.Set, *policy.Exemptions, error) {
+// compile makes the Set and its exemptions. A policy that this evaluator does
+// not understand denies; unreadable says which. Err says that the set as a whole is broken:
+// a resource is no document, or another one than it is called, which no newer
+// version explains. The Set denies then, for those who have no other.
+func compile(snap *wire.Snapshot, td identity.TrustDomain) (set *policy.Set, exempt *policy.Exemptions, unreadable, err error) {
+	defer func() {
+		if fault := recover(); fault != nil {
+			set, exempt, err = new(policy.Set), nil, fmt.Errorf("panic: %v", fault)
+		}
+	}()
 	settings := policy.Settings{
 		TrustDomain:   td,
 		RootNamespace: snap.GetSettings().GetRootNamespace(),
 		DefaultDeny:   snap.GetSettings().GetDefaultDeny(),
 	}
 	var docs []document.Document
-	var unreadable []policy.AuthorizationPolicy
-	var errs []error
+	var denying []policy.AuthorizationPolicy
+	var errs, broken []error
 	for _, r := range snap.GetPolicies() {
 		key := wire.ToKey(r.GetKey())
 		d, err := readPolicy(r, key)
 		if err != nil {
-			unreadable = append(unreadable, policy.Unreadable(key, int(r.GetEvaluator())))
-			errs = append(errs, err)
+			denying = append(denying, policy.Unreadable(key, int(r.GetEvaluator())))
+			if errors.Is(err, errBroken) {
+				broken = append(broken, err)
+			} else {
+				errs = append(errs, err)
+			}
 			continue
 		}
 		docs = append(docs, d)
@@ -142,12 +159,16 @@ func compile(snap *wire.Snapshot, td identity.TrustDomain) (*policy.Set, *policy
 	if err != nil {
 		errs = append(errs, err)
 	}
-	aps = slices.Concat(aps, unreadable, bad)
+	aps = slices.Concat(aps, denying, bad)
 	generation := snap.GetPosition().GetRevision()
 	workload := policy.Workload{Namespace: snap.GetWorkloadNamespace(), Labels: snap.GetWorkloadLabels()}
-	return policy.Compile(settings, workload, pas, aps, generation),
-		policy.CompileExemptions(settings, workload, exceptions, aps, generation), errors.Join(errs...)
+	set = policy.Compile(settings, workload, pas, aps, generation)
+	exempt = policy.CompileExemptions(settings, workload, exceptions, aps, generation)
+	return set, exempt, errors.Join(errs...), errors.Join(broken...)
 }
+
+// errBroken marks a resource that cannot have been meant.
+var errBroken = errors.New("resource is broken")
 
 func readPolicy(r *wire.Resource, key document.Key) (document.Document, error) {
 	if r.GetEvaluator() > policy.EvaluatorVersion {
@@ -155,10 +176,10 @@ func readPolicy(r *wire.Resource, key document.Key) (document.Document, error) {
 	}
 	d, err := document.FromJSON(r.GetDocument())
 	if err != nil {
-		return document.Document{}, fmt.Errorf("%s: %w", key, err)
+		return document.Document{}, fmt.Errorf("%w: %s: %w", errBroken, key, err)
 	}
 	if d.Key() != key {
-		return document.Document{}, fmt.Errorf("%s: document is %s", key, d.Key())
+		return document.Document{}, fmt.Errorf("%w: %s: document is %s", errBroken, key, d.Key())
 	}
 	switch d.Kind() {
 	case document.PeerAuthentication, document.AuthorizationPolicy, document.PlaintextException:

@@ -10,7 +10,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	"github.com/aval-id/aval/identity/policy"
 	"github.com/aval-id/aval/identity/wire"
@@ -57,6 +59,10 @@ func (p *Proxy) watch(ctx context.Context, client wire.ProxyClient) error {
 		}
 		if got {
 			attempt = 0
+		} else if status.Code(err) == codes.PermissionDenied {
+			// The end of a stream may only say that something changed; a new
+			// one that is denied at once says what holds.
+			p.withdraw(err, time.Now())
 		}
 		if got || err.Error() != last { // the same refusal again is no news
 			p.log.Warn("agent's stream ended", "error", err, "holds_snapshot", p.state.Load() != nil)
@@ -103,9 +109,15 @@ func (p *Proxy) take(snap *wire.Snapshot, now time.Time) {
 	if err != nil {
 		p.log.Error("snapshot refused; the last complete one stays in force", "error", err)
 		p.metrics.snapshots.WithLabelValues("refused").Inc()
+		text := brief(err.Error())
+		p.fault.Store(&text)
 		return
 	}
 	p.state.Store(next)
+	p.fault.Store(nil)
+	if p.withdrawn.Swap(nil) != nil {
+		p.log.Info("the identity is granted again")
+	}
 	p.metrics.snapshots.WithLabelValues("taken").Inc()
 	changed := prev == nil || prev.set != next.set
 	if changed && next.unreadable != nil {

@@ -6,9 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"runtime/debug"
+	"sync"
 
+	"github.com/aval-id/aval/cmd/aval/systemd"
 	"github.com/aval-id/aval/proxy"
 	"github.com/spf13/cobra"
 )
@@ -28,6 +31,8 @@ of a workload. The file is strict YAML:
   outbound:
     - {listen: 127.0.0.1:9001, dial: 10.0.0.7:8443, id: spiffe://example.org/ns/shop/sa/api}
 
+  admin: unix:///run/aval/proxy/api/admin.sock    # for aval proxy status, connections, drain
+
 It opens its ports once it holds a complete snapshot of bundle and policies.
 SIGTERM drains: open connections may end by themselves for limits.drain (30s).`,
 		Example: "  aval proxy --config /etc/aval/proxy-api.yaml\n  aval proxy --config api.yaml --http-listen 127.0.0.1:8081",
@@ -42,6 +47,7 @@ SIGTERM drains: open connections may end by themselves for limits.drain (30s).`,
 		}
 		return c.runProxy(ctx, path, o)
 	})
+	cmd.AddCommand(c.proxyStatusCommand(), c.proxyConnectionsCommand(), c.proxyDrainCommand())
 	return cmd
 }
 
@@ -59,6 +65,17 @@ func (c *cli) runProxy(ctx context.Context, path string, o operation) error {
 		return usage(fmt.Errorf("proxy: configuration: %w", err))
 	}
 	cfg.Logger = log
+	sockets, err := systemd.Sockets(c.lookup)
+	if err != nil {
+		return usage(fmt.Errorf("proxy: %w", err))
+	}
+	for _, s := range sockets {
+		cfg.Sockets = append(cfg.Sockets, proxy.Socket{Name: s.Name, Listener: s.Listener})
+	}
+	supervisor, err := systemd.New(c.lookup)
+	if err != nil {
+		return usage(fmt.Errorf("proxy: %w", err))
+	}
 	if c.lookup("GOGC") == "" {
 		debug.SetGCPercent(proxy.GCPercent)
 	}
@@ -67,5 +84,58 @@ func (c *cli) runProxy(ctx context.Context, path string, o operation) error {
 		return usage(err)
 	}
 	log.Info("proxy started; its ports open with the first snapshot", "agent", cfg.Agent)
-	return c.serve(ctx, p, o, log)
+	if c.lookup("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(p.MemoryLimit())
+	}
+	err = c.serve(ctx, &supervised{p, supervisor, log}, o, log)
+	if errors.Is(err, proxy.ErrDrained) {
+		return nil
+	}
+	return err
+}
+
+// supervised is a proxy that tells systemd how it is.
+type supervised struct {
+	*proxy.Proxy
+	systemd systemd.Supervisor
+	log     *slog.Logger
+}
+
+// Run runs the proxy. It says that it is ready once the listeners are open.
+func (s *supervised) Run(ctx context.Context) error {
+	done, end := context.WithCancel(context.WithoutCancel(ctx))
+	var telling sync.WaitGroup
+	telling.Go(func() { s.tell(ctx, done) })
+	telling.Go(func() {
+		// Status takes the locks that a connection takes.
+		if err := s.systemd.Watch(done, func() { s.Status() }); err != nil {
+			s.log.Error("watchdog", "error", err)
+		}
+	})
+	err := s.Proxy.Run(ctx)
+	end()
+	telling.Wait()
+	return err
+}
+
+// tell notifies systemd of the start and of the end.
+func (s *supervised) tell(ctx, done context.Context) {
+	notify := func(states ...string) {
+		if err := s.systemd.Notify(states...); err != nil {
+			s.log.Warn("systemd", "error", err)
+		}
+	}
+	notify(systemd.Status("waits for the agent's first snapshot"))
+	select {
+	case <-s.Started():
+		notify(systemd.Ready, systemd.Status("serves "+s.Status().Identity))
+	case <-ctx.Done():
+	case <-done.Done():
+	}
+	select {
+	case <-s.Draining():
+	case <-ctx.Done():
+	case <-done.Done():
+	}
+	notify(systemd.Stopping, systemd.Status("drains"))
 }

@@ -36,6 +36,7 @@ type cli struct {
 	streams
 	adminSocket string
 	agentSocket string
+	proxySocket string
 	namespace   string
 	output      string
 }

@@ -52,7 +52,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"freeport": scriptFreePort, "ready": scriptReady, "eventually": scriptEventually, "jsonenv": scriptJSONEnv,
 			"expand": scriptExpand, "flipbyte": scriptFlipByte, "mode": scriptMode, "code": scriptCode,
-			"past": scriptPast,
+			"past": scriptPast, "notified": scriptNotified,
 		},
 	})
 }
@@ -206,4 +206,26 @@ func scriptPast(ts *testscript.TestScript, _ bool, args []string) {
 		}
 		return nil
 	})
+}
+
+// notified SOCKET FILE takes the notifications that come to a socket, as
+// systemd would, and appends them to a file.
+func scriptNotified(ts *testscript.TestScript, _ bool, args []string) {
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: ts.MkAbs(args[0]), Net: "unixgram"})
+	ts.Check(err)
+	f, err := os.Create(ts.MkAbs(args[1]))
+	ts.Check(err)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b := make([]byte, 4096)
+		for {
+			n, err := c.Read(b)
+			if err != nil {
+				return
+			}
+			fmt.Fprintf(f, "%s\n", b[:n])
+		}
+	}()
+	ts.Defer(func() { c.Close(); <-done; f.Close() })
 }

@@ -4537,6 +4537,700 @@ func (x *StrictClient) GetException() string {
 	return ""
 }
 
+type ProxyStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProxyStatusRequest) Reset() {
+	*x = ProxyStatusRequest{}
+	mi := &file_aval_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProxyStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProxyStatusRequest) ProtoMessage() {}
+
+func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProxyStatusRequest.ProtoReflect.Descriptor instead.
+func (*ProxyStatusRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{62}
+}
+
+type ProxyStatusResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId   string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Serial     string                 `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
+	NotAfter   int64                  `protobuf:"varint,3,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	NodeId     string                 `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Generation uint64                 `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"`
+	Connected  bool                   `protobuf:"varint,6,opt,name=connected,proto3" json:"connected,omitempty"`
+	Draining   bool                   `protobuf:"varint,7,opt,name=draining,proto3" json:"draining,omitempty"`
+	// withdrawn says why the agent refuses the identity, and fault why the
+	// newest snapshot is not in force; empty where that is not so.
+	Withdrawn string `protobuf:"bytes,8,opt,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	Fault     string `protobuf:"bytes,9,opt,name=fault,proto3" json:"fault,omitempty"`
+	// not_ready says why nothing new is admitted; empty where it is.
+	NotReady       string           `protobuf:"bytes,10,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"`
+	Open           int64            `protobuf:"varint,11,opt,name=open,proto3" json:"open,omitempty"`
+	MaxConnections int64            `protobuf:"varint,12,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
+	Handshakes     int64            `protobuf:"varint,13,opt,name=handshakes,proto3" json:"handshakes,omitempty"`
+	MaxHandshakes  int64            `protobuf:"varint,14,opt,name=max_handshakes,json=maxHandshakes,proto3" json:"max_handshakes,omitempty"`
+	Memory         uint64           `protobuf:"varint,15,opt,name=memory,proto3" json:"memory,omitempty"`
+	MaxMemory      uint64           `protobuf:"varint,16,opt,name=max_memory,json=maxMemory,proto3" json:"max_memory,omitempty"`
+	RecordsWaiting uint64           `protobuf:"varint,17,opt,name=records_waiting,json=recordsWaiting,proto3" json:"records_waiting,omitempty"`
+	Listeners      []*ProxyListener `protobuf:"bytes,18,rep,name=listeners,proto3" json:"listeners,omitempty"`
+	Pid            int64            `protobuf:"varint,19,opt,name=pid,proto3" json:"pid,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ProxyStatusResponse) Reset() {
+	*x = ProxyStatusResponse{}
+	mi := &file_aval_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProxyStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProxyStatusResponse) ProtoMessage() {}
+
+func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProxyStatusResponse.ProtoReflect.Descriptor instead.
+func (*ProxyStatusResponse) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *ProxyStatusResponse) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *ProxyStatusResponse) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *ProxyStatusResponse) GetNotAfter() int64 {
+	if x != nil {
+		return x.NotAfter
+	}
+	return 0
+}
+
+func (x *ProxyStatusResponse) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *ProxyStatusResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ProxyStatusResponse) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *ProxyStatusResponse) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+func (x *ProxyStatusResponse) GetWithdrawn() string {
+	if x != nil {
+		return x.Withdrawn
+	}
+	return ""
+}
+
+func (x *ProxyStatusResponse) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
+}
+
+func (x *ProxyStatusResponse) GetNotReady() string {
+	if x != nil {
+		return x.NotReady
+	}
+	return ""
+}
+
+func (x *ProxyStatusResponse) GetOpen() int64 {
+	if x != nil {
+		return x.Open
+	}
+	return 0
+}
+
+func (x *ProxyStatusResponse) GetMaxConnections() int64 {
+	if x != nil {
+		return x.MaxConnections
+	}
+	return 0
+}
+
+func (x *ProxyStatusResponse) GetHandshakes() int64 {
+	if x != nil {
+		return x.Handshakes
+	}
+	return 0
+}
+
+func (x *ProxyStatusResponse) GetMaxHandshakes() int64 {
+	if x != nil {
+		return x.MaxHandshakes
+	}
+	return 0
+}
+
+func (x *ProxyStatusResponse) GetMemory() uint64 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
+func (x *ProxyStatusResponse) GetMaxMemory() uint64 {
+	if x != nil {
+		return x.MaxMemory
+	}
+	return 0
+}
+
+func (x *ProxyStatusResponse) GetRecordsWaiting() uint64 {
+	if x != nil {
+		return x.RecordsWaiting
+	}
+	return 0
+}
+
+func (x *ProxyStatusResponse) GetListeners() []*ProxyListener {
+	if x != nil {
+		return x.Listeners
+	}
+	return nil
+}
+
+func (x *ProxyStatusResponse) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+type ProxyListener struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// direction is inbound or outbound.
+	Direction string `protobuf:"bytes,2,opt,name=direction,proto3" json:"direction,omitempty"`
+	Address   string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Target    string `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	// port is what policies match, mode and mode_source what holds for it.
+	Port       uint32 `protobuf:"varint,5,opt,name=port,proto3" json:"port,omitempty"`
+	Mode       string `protobuf:"bytes,6,opt,name=mode,proto3" json:"mode,omitempty"`
+	ModeSource string `protobuf:"bytes,7,opt,name=mode_source,json=modeSource,proto3" json:"mode_source,omitempty"`
+	// upstream is the SPIFFE ID that the other side must prove.
+	Upstream      string `protobuf:"bytes,8,opt,name=upstream,proto3" json:"upstream,omitempty"`
+	PassedOn      bool   `protobuf:"varint,9,opt,name=passed_on,json=passedOn,proto3" json:"passed_on,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProxyListener) Reset() {
+	*x = ProxyListener{}
+	mi := &file_aval_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProxyListener) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProxyListener) ProtoMessage() {}
+
+func (x *ProxyListener) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProxyListener.ProtoReflect.Descriptor instead.
+func (*ProxyListener) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *ProxyListener) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ProxyListener) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *ProxyListener) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ProxyListener) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ProxyListener) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ProxyListener) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *ProxyListener) GetModeSource() string {
+	if x != nil {
+		return x.ModeSource
+	}
+	return ""
+}
+
+func (x *ProxyListener) GetUpstream() string {
+	if x != nil {
+		return x.Upstream
+	}
+	return ""
+}
+
+func (x *ProxyListener) GetPassedOn() bool {
+	if x != nil {
+		return x.PassedOn
+	}
+	return false
+}
+
+type ConnectionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// direction is inbound, outbound, or empty for both.
+	Direction     string `protobuf:"bytes,1,opt,name=direction,proto3" json:"direction,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectionsRequest) Reset() {
+	*x = ConnectionsRequest{}
+	mi := &file_aval_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectionsRequest) ProtoMessage() {}
+
+func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectionsRequest.ProtoReflect.Descriptor instead.
+func (*ConnectionsRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *ConnectionsRequest) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+type ConnectionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Connections   []*ProxyConnection     `protobuf:"bytes,1,rep,name=connections,proto3" json:"connections,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectionsResponse) Reset() {
+	*x = ConnectionsResponse{}
+	mi := &file_aval_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectionsResponse) ProtoMessage() {}
+
+func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectionsResponse.ProtoReflect.Descriptor instead.
+func (*ConnectionsResponse) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *ConnectionsResponse) GetConnections() []*ProxyConnection {
+	if x != nil {
+		return x.Connections
+	}
+	return nil
+}
+
+type ProxyConnection struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Direction string                 `protobuf:"bytes,1,opt,name=direction,proto3" json:"direction,omitempty"`
+	// state is handshake or open.
+	State  string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	Source string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	// remote is for whom source dialled, by the PROXY protocol.
+	Remote       string `protobuf:"bytes,4,opt,name=remote,proto3" json:"remote,omitempty"`
+	Target       string `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`
+	PeerId       string `protobuf:"bytes,6,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"`
+	PeerSerial   string `protobuf:"bytes,7,opt,name=peer_serial,json=peerSerial,proto3" json:"peer_serial,omitempty"`
+	PeerNotAfter int64  `protobuf:"varint,8,opt,name=peer_not_after,json=peerNotAfter,proto3" json:"peer_not_after,omitempty"`
+	Transport    string `protobuf:"bytes,9,opt,name=transport,proto3" json:"transport,omitempty"`
+	Port         uint32 `protobuf:"varint,10,opt,name=port,proto3" json:"port,omitempty"`
+	Sni          string `protobuf:"bytes,11,opt,name=sni,proto3" json:"sni,omitempty"`
+	Alpn         string `protobuf:"bytes,12,opt,name=alpn,proto3" json:"alpn,omitempty"`
+	// began is in milliseconds of the Unix epoch, idle a duration in
+	// milliseconds.
+	Began int64 `protobuf:"varint,13,opt,name=began,proto3" json:"began,omitempty"`
+	Idle  int64 `protobuf:"varint,14,opt,name=idle,proto3" json:"idle,omitempty"`
+	// bytes_in and bytes_out are of the accepted side, on the wire.
+	BytesIn       uint64 `protobuf:"varint,15,opt,name=bytes_in,json=bytesIn,proto3" json:"bytes_in,omitempty"`
+	BytesOut      uint64 `protobuf:"varint,16,opt,name=bytes_out,json=bytesOut,proto3" json:"bytes_out,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProxyConnection) Reset() {
+	*x = ProxyConnection{}
+	mi := &file_aval_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProxyConnection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProxyConnection) ProtoMessage() {}
+
+func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProxyConnection.ProtoReflect.Descriptor instead.
+func (*ProxyConnection) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *ProxyConnection) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *ProxyConnection) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ProxyConnection) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ProxyConnection) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
+func (x *ProxyConnection) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ProxyConnection) GetPeerId() string {
+	if x != nil {
+		return x.PeerId
+	}
+	return ""
+}
+
+func (x *ProxyConnection) GetPeerSerial() string {
+	if x != nil {
+		return x.PeerSerial
+	}
+	return ""
+}
+
+func (x *ProxyConnection) GetPeerNotAfter() int64 {
+	if x != nil {
+		return x.PeerNotAfter
+	}
+	return 0
+}
+
+func (x *ProxyConnection) GetTransport() string {
+	if x != nil {
+		return x.Transport
+	}
+	return ""
+}
+
+func (x *ProxyConnection) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ProxyConnection) GetSni() string {
+	if x != nil {
+		return x.Sni
+	}
+	return ""
+}
+
+func (x *ProxyConnection) GetAlpn() string {
+	if x != nil {
+		return x.Alpn
+	}
+	return ""
+}
+
+func (x *ProxyConnection) GetBegan() int64 {
+	if x != nil {
+		return x.Began
+	}
+	return 0
+}
+
+func (x *ProxyConnection) GetIdle() int64 {
+	if x != nil {
+		return x.Idle
+	}
+	return 0
+}
+
+func (x *ProxyConnection) GetBytesIn() uint64 {
+	if x != nil {
+		return x.BytesIn
+	}
+	return 0
+}
+
+func (x *ProxyConnection) GetBytesOut() uint64 {
+	if x != nil {
+		return x.BytesOut
+	}
+	return 0
+}
+
+type DrainRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// deadline is in milliseconds; zero means the proxy's own setting.
+	Deadline      int64 `protobuf:"varint,1,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainRequest) Reset() {
+	*x = DrainRequest{}
+	mi := &file_aval_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainRequest) ProtoMessage() {}
+
+func (x *DrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
+func (*DrainRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *DrainRequest) GetDeadline() int64 {
+	if x != nil {
+		return x.Deadline
+	}
+	return 0
+}
+
+type DrainResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Open  int64                  `protobuf:"varint,1,opt,name=open,proto3" json:"open,omitempty"`
+	// done is set in the last message: the proxy ends.
+	Done          bool `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainResponse) Reset() {
+	*x = DrainResponse{}
+	mi := &file_aval_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainResponse) ProtoMessage() {}
+
+func (x *DrainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
+func (*DrainResponse) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *DrainResponse) GetOpen() int64 {
+	if x != nil {
+		return x.Open
+	}
+	return 0
+}
+
+func (x *DrainResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
 var File_aval_proto protoreflect.FileDescriptor
 
 const file_aval_proto_rawDesc = "" +
@@ -4924,7 +5618,73 @@ const file_aval_proto_rawDesc = "" +
 	" \x01(\x03R\blastSeen\x12\x14\n" +
 	"\x05count\x18\v \x01(\x04R\x05count\x12\x18\n" +
 	"\aunnamed\x18\f \x01(\bR\aunnamed\x12\x1c\n" +
-	"\texception\x18\r \x01(\tR\texception2\xcd\x01\n" +
+	"\texception\x18\r \x01(\tR\texception\"\x14\n" +
+	"\x12ProxyStatusRequest\"\xdc\x04\n" +
+	"\x13ProxyStatusResponse\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x16\n" +
+	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x1b\n" +
+	"\tnot_after\x18\x03 \x01(\x03R\bnotAfter\x12\x17\n" +
+	"\anode_id\x18\x04 \x01(\tR\x06nodeId\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x05 \x01(\x04R\n" +
+	"generation\x12\x1c\n" +
+	"\tconnected\x18\x06 \x01(\bR\tconnected\x12\x1a\n" +
+	"\bdraining\x18\a \x01(\bR\bdraining\x12\x1c\n" +
+	"\twithdrawn\x18\b \x01(\tR\twithdrawn\x12\x14\n" +
+	"\x05fault\x18\t \x01(\tR\x05fault\x12\x1b\n" +
+	"\tnot_ready\x18\n" +
+	" \x01(\tR\bnotReady\x12\x12\n" +
+	"\x04open\x18\v \x01(\x03R\x04open\x12'\n" +
+	"\x0fmax_connections\x18\f \x01(\x03R\x0emaxConnections\x12\x1e\n" +
+	"\n" +
+	"handshakes\x18\r \x01(\x03R\n" +
+	"handshakes\x12%\n" +
+	"\x0emax_handshakes\x18\x0e \x01(\x03R\rmaxHandshakes\x12\x16\n" +
+	"\x06memory\x18\x0f \x01(\x04R\x06memory\x12\x1d\n" +
+	"\n" +
+	"max_memory\x18\x10 \x01(\x04R\tmaxMemory\x12'\n" +
+	"\x0frecords_waiting\x18\x11 \x01(\x04R\x0erecordsWaiting\x129\n" +
+	"\tlisteners\x18\x12 \x03(\v2\x1b.aval.wire.v1.ProxyListenerR\tlisteners\x12\x10\n" +
+	"\x03pid\x18\x13 \x01(\x03R\x03pid\"\xf5\x01\n" +
+	"\rProxyListener\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\tdirection\x18\x02 \x01(\tR\tdirection\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target\x12\x12\n" +
+	"\x04port\x18\x05 \x01(\rR\x04port\x12\x12\n" +
+	"\x04mode\x18\x06 \x01(\tR\x04mode\x12\x1f\n" +
+	"\vmode_source\x18\a \x01(\tR\n" +
+	"modeSource\x12\x1a\n" +
+	"\bupstream\x18\b \x01(\tR\bupstream\x12\x1b\n" +
+	"\tpassed_on\x18\t \x01(\bR\bpassedOn\"2\n" +
+	"\x12ConnectionsRequest\x12\x1c\n" +
+	"\tdirection\x18\x01 \x01(\tR\tdirection\"V\n" +
+	"\x13ConnectionsResponse\x12?\n" +
+	"\vconnections\x18\x01 \x03(\v2\x1d.aval.wire.v1.ProxyConnectionR\vconnections\"\xa7\x03\n" +
+	"\x0fProxyConnection\x12\x1c\n" +
+	"\tdirection\x18\x01 \x01(\tR\tdirection\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12\x16\n" +
+	"\x06remote\x18\x04 \x01(\tR\x06remote\x12\x16\n" +
+	"\x06target\x18\x05 \x01(\tR\x06target\x12\x17\n" +
+	"\apeer_id\x18\x06 \x01(\tR\x06peerId\x12\x1f\n" +
+	"\vpeer_serial\x18\a \x01(\tR\n" +
+	"peerSerial\x12$\n" +
+	"\x0epeer_not_after\x18\b \x01(\x03R\fpeerNotAfter\x12\x1c\n" +
+	"\ttransport\x18\t \x01(\tR\ttransport\x12\x12\n" +
+	"\x04port\x18\n" +
+	" \x01(\rR\x04port\x12\x10\n" +
+	"\x03sni\x18\v \x01(\tR\x03sni\x12\x12\n" +
+	"\x04alpn\x18\f \x01(\tR\x04alpn\x12\x14\n" +
+	"\x05began\x18\r \x01(\x03R\x05began\x12\x12\n" +
+	"\x04idle\x18\x0e \x01(\x03R\x04idle\x12\x19\n" +
+	"\bbytes_in\x18\x0f \x01(\x04R\abytesIn\x12\x1b\n" +
+	"\tbytes_out\x18\x10 \x01(\x04R\bbytesOut\"*\n" +
+	"\fDrainRequest\x12\x1a\n" +
+	"\bdeadline\x18\x01 \x01(\x03R\bdeadline\"7\n" +
+	"\rDrainResponse\x12\x12\n" +
+	"\x04open\x18\x01 \x01(\x03R\x04open\x12\x12\n" +
+	"\x04done\x18\x02 \x01(\bR\x04done2\xcd\x01\n" +
 	"\x04Node\x12C\n" +
 	"\x06Attest\x12\x1b.aval.wire.v1.AttestRequest\x1a\x1c.aval.wire.v1.AttestResponse\x12@\n" +
 	"\x05Renew\x12\x1a.aval.wire.v1.RenewRequest\x1a\x1b.aval.wire.v1.RenewResponse\x12>\n" +
@@ -4945,7 +5705,12 @@ const file_aval_proto_rawDesc = "" +
 	"\aEntries\x12\x1c.aval.wire.v1.EntriesRequest\x1a\x1d.aval.wire.v1.EntriesResponse0\x01\x12E\n" +
 	"\x06Backup\x12\x1b.aval.wire.v1.BackupRequest\x1a\x1c.aval.wire.v1.BackupResponse0\x01\x12U\n" +
 	"\fServerStatus\x12!.aval.wire.v1.ServerStatusRequest\x1a\".aval.wire.v1.ServerStatusResponse\x12X\n" +
-	"\rExplainStrict\x12\".aval.wire.v1.ExplainStrictRequest\x1a#.aval.wire.v1.ExplainStrictResponseB'Z%github.com/aval-id/aval/identity/wireb\x06proto3"
+	"\rExplainStrict\x12\".aval.wire.v1.ExplainStrictRequest\x1a#.aval.wire.v1.ExplainStrictResponse2\xfa\x01\n" +
+	"\n" +
+	"ProxyAdmin\x12R\n" +
+	"\vProxyStatus\x12 .aval.wire.v1.ProxyStatusRequest\x1a!.aval.wire.v1.ProxyStatusResponse\x12T\n" +
+	"\vConnections\x12 .aval.wire.v1.ConnectionsRequest\x1a!.aval.wire.v1.ConnectionsResponse0\x01\x12B\n" +
+	"\x05Drain\x12\x1a.aval.wire.v1.DrainRequest\x1a\x1b.aval.wire.v1.DrainResponse0\x01B'Z%github.com/aval-id/aval/identity/wireb\x06proto3"
 
 var (
 	file_aval_proto_rawDescOnce sync.Once
@@ -4959,7 +5724,7 @@ func file_aval_proto_rawDescGZIP() []byte {
 	return file_aval_proto_rawDescData
 }
 
-var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 69)
+var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
 var file_aval_proto_goTypes = []any{
 	(*Position)(nil),              // 0: aval.wire.v1.Position
 	(*AttestRequest)(nil),         // 1: aval.wire.v1.AttestRequest
@@ -5023,17 +5788,25 @@ var file_aval_proto_goTypes = []any{
 	(*StrictException)(nil),       // 59: aval.wire.v1.StrictException
 	(*StrictPort)(nil),            // 60: aval.wire.v1.StrictPort
 	(*StrictClient)(nil),          // 61: aval.wire.v1.StrictClient
-	nil,                           // 62: aval.wire.v1.AttestResponse.AttributesEntry
-	nil,                           // 63: aval.wire.v1.Welcome.AttributesEntry
-	nil,                           // 64: aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	nil,                           // 65: aval.wire.v1.ExplainResponse.SelectorsEntry
-	nil,                           // 66: aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	nil,                           // 67: aval.wire.v1.CreateTokenRequest.AttributesEntry
-	nil,                           // 68: aval.wire.v1.NodeState.AttributesEntry
+	(*ProxyStatusRequest)(nil),    // 62: aval.wire.v1.ProxyStatusRequest
+	(*ProxyStatusResponse)(nil),   // 63: aval.wire.v1.ProxyStatusResponse
+	(*ProxyListener)(nil),         // 64: aval.wire.v1.ProxyListener
+	(*ConnectionsRequest)(nil),    // 65: aval.wire.v1.ConnectionsRequest
+	(*ConnectionsResponse)(nil),   // 66: aval.wire.v1.ConnectionsResponse
+	(*ProxyConnection)(nil),       // 67: aval.wire.v1.ProxyConnection
+	(*DrainRequest)(nil),          // 68: aval.wire.v1.DrainRequest
+	(*DrainResponse)(nil),         // 69: aval.wire.v1.DrainResponse
+	nil,                           // 70: aval.wire.v1.AttestResponse.AttributesEntry
+	nil,                           // 71: aval.wire.v1.Welcome.AttributesEntry
+	nil,                           // 72: aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	nil,                           // 73: aval.wire.v1.ExplainResponse.SelectorsEntry
+	nil,                           // 74: aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	nil,                           // 75: aval.wire.v1.CreateTokenRequest.AttributesEntry
+	nil,                           // 76: aval.wire.v1.NodeState.AttributesEntry
 }
 var file_aval_proto_depIdxs = []int32{
 	18, // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
-	62, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
+	70, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
 	7,  // 2: aval.wire.v1.NodeFrame.hello:type_name -> aval.wire.v1.Hello
 	8,  // 3: aval.wire.v1.NodeFrame.ack:type_name -> aval.wire.v1.Ack
 	9,  // 4: aval.wire.v1.NodeFrame.issue:type_name -> aval.wire.v1.IssueBatch
@@ -5049,7 +5822,7 @@ var file_aval_proto_depIdxs = []int32{
 	25, // 14: aval.wire.v1.ServerFrame.goodbye:type_name -> aval.wire.v1.Goodbye
 	14, // 15: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
 	0,  // 16: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
-	63, // 17: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
+	71, // 17: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
 	0,  // 18: aval.wire.v1.Delta.position:type_name -> aval.wire.v1.Position
 	16, // 19: aval.wire.v1.Delta.upserts:type_name -> aval.wire.v1.Resource
 	17, // 20: aval.wire.v1.Delta.deletes:type_name -> aval.wire.v1.ResourceKey
@@ -5061,11 +5834,11 @@ var file_aval_proto_depIdxs = []int32{
 	0,  // 26: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
 	14, // 27: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
 	18, // 28: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
-	64, // 29: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	72, // 29: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
 	16, // 30: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
-	65, // 31: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
+	73, // 31: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
 	30, // 32: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
-	66, // 33: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	74, // 33: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
 	0,  // 34: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
 	35, // 35: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
 	0,  // 36: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
@@ -5074,9 +5847,9 @@ var file_aval_proto_depIdxs = []int32{
 	17, // 39: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
 	35, // 40: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
 	0,  // 41: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
-	67, // 42: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
+	75, // 42: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
 	44, // 43: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
-	68, // 44: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
+	76, // 44: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
 	0,  // 45: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
 	45, // 46: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
 	44, // 47: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
@@ -5087,51 +5860,59 @@ var file_aval_proto_depIdxs = []int32{
 	60, // 52: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
 	59, // 53: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
 	61, // 54: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
-	3,  // 55: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 56: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 57: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 58: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 59: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 60: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	1,  // 61: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
-	4,  // 62: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
-	6,  // 63: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
-	26, // 64: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
-	11, // 65: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
-	28, // 66: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
-	31, // 67: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
-	33, // 68: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
-	36, // 69: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
-	38, // 70: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
-	40, // 71: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
-	42, // 72: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
-	46, // 73: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
-	48, // 74: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
-	50, // 75: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
-	52, // 76: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
-	56, // 77: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
-	2,  // 78: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
-	5,  // 79: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
-	12, // 80: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
-	27, // 81: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
-	22, // 82: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
-	29, // 83: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
-	32, // 84: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
-	34, // 85: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
-	37, // 86: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
-	39, // 87: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
-	41, // 88: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
-	43, // 89: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
-	47, // 90: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
-	49, // 91: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
-	51, // 92: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
-	53, // 93: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
-	57, // 94: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
-	78, // [78:95] is the sub-list for method output_type
-	61, // [61:78] is the sub-list for method input_type
-	61, // [61:61] is the sub-list for extension type_name
-	61, // [61:61] is the sub-list for extension extendee
-	0,  // [0:61] is the sub-list for field type_name
+	64, // 55: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
+	67, // 56: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
+	3,  // 57: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 58: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 59: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 60: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 61: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 62: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	1,  // 63: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
+	4,  // 64: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
+	6,  // 65: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
+	26, // 66: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
+	11, // 67: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
+	28, // 68: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
+	31, // 69: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
+	33, // 70: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
+	36, // 71: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
+	38, // 72: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
+	40, // 73: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
+	42, // 74: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
+	46, // 75: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
+	48, // 76: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
+	50, // 77: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
+	52, // 78: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
+	56, // 79: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
+	62, // 80: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
+	65, // 81: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
+	68, // 82: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
+	2,  // 83: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
+	5,  // 84: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
+	12, // 85: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
+	27, // 86: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
+	22, // 87: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
+	29, // 88: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
+	32, // 89: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
+	34, // 90: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
+	37, // 91: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
+	39, // 92: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
+	41, // 93: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
+	43, // 94: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
+	47, // 95: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
+	49, // 96: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
+	51, // 97: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
+	53, // 98: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
+	57, // 99: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
+	63, // 100: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
+	66, // 101: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
+	69, // 102: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
+	83, // [83:103] is the sub-list for method output_type
+	63, // [63:83] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_aval_proto_init() }
@@ -5159,9 +5940,9 @@ func file_aval_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aval_proto_rawDesc), len(file_aval_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   69,
+			NumMessages:   77,
 			NumExtensions: 0,
-			NumServices:   4,
+			NumServices:   5,
 		},
 		GoTypes:           file_aval_proto_goTypes,
 		DependencyIndexes: file_aval_proto_depIdxs,

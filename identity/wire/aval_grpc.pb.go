@@ -951,3 +951,192 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 	},
 	Metadata: "aval.proto",
 }
+
+const (
+	ProxyAdmin_ProxyStatus_FullMethodName = "/aval.wire.v1.ProxyAdmin/ProxyStatus"
+	ProxyAdmin_Connections_FullMethodName = "/aval.wire.v1.ProxyAdmin/Connections"
+	ProxyAdmin_Drain_FullMethodName       = "/aval.wire.v1.ProxyAdmin/Drain"
+)
+
+// ProxyAdminClient is the client API for ProxyAdmin service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// ProxyAdmin is what a proxy offers to operators on its Unix socket.
+type ProxyAdminClient interface {
+	ProxyStatus(ctx context.Context, in *ProxyStatusRequest, opts ...grpc.CallOption) (*ProxyStatusResponse, error)
+	Connections(ctx context.Context, in *ConnectionsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConnectionsResponse], error)
+	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainResponse], error)
+}
+
+type proxyAdminClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewProxyAdminClient(cc grpc.ClientConnInterface) ProxyAdminClient {
+	return &proxyAdminClient{cc}
+}
+
+func (c *proxyAdminClient) ProxyStatus(ctx context.Context, in *ProxyStatusRequest, opts ...grpc.CallOption) (*ProxyStatusResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProxyStatusResponse)
+	err := c.cc.Invoke(ctx, ProxyAdmin_ProxyStatus_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *proxyAdminClient) Connections(ctx context.Context, in *ConnectionsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConnectionsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ProxyAdmin_ServiceDesc.Streams[0], ProxyAdmin_Connections_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ConnectionsRequest, ConnectionsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ProxyAdmin_ConnectionsClient = grpc.ServerStreamingClient[ConnectionsResponse]
+
+func (c *proxyAdminClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ProxyAdmin_ServiceDesc.Streams[1], ProxyAdmin_Drain_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DrainRequest, DrainResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ProxyAdmin_DrainClient = grpc.ServerStreamingClient[DrainResponse]
+
+// ProxyAdminServer is the server API for ProxyAdmin service.
+// All implementations must embed UnimplementedProxyAdminServer
+// for forward compatibility.
+//
+// ProxyAdmin is what a proxy offers to operators on its Unix socket.
+type ProxyAdminServer interface {
+	ProxyStatus(context.Context, *ProxyStatusRequest) (*ProxyStatusResponse, error)
+	Connections(*ConnectionsRequest, grpc.ServerStreamingServer[ConnectionsResponse]) error
+	Drain(*DrainRequest, grpc.ServerStreamingServer[DrainResponse]) error
+	mustEmbedUnimplementedProxyAdminServer()
+}
+
+// UnimplementedProxyAdminServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedProxyAdminServer struct{}
+
+func (UnimplementedProxyAdminServer) ProxyStatus(context.Context, *ProxyStatusRequest) (*ProxyStatusResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ProxyStatus not implemented")
+}
+func (UnimplementedProxyAdminServer) Connections(*ConnectionsRequest, grpc.ServerStreamingServer[ConnectionsResponse]) error {
+	return status.Error(codes.Unimplemented, "method Connections not implemented")
+}
+func (UnimplementedProxyAdminServer) Drain(*DrainRequest, grpc.ServerStreamingServer[DrainResponse]) error {
+	return status.Error(codes.Unimplemented, "method Drain not implemented")
+}
+func (UnimplementedProxyAdminServer) mustEmbedUnimplementedProxyAdminServer() {}
+func (UnimplementedProxyAdminServer) testEmbeddedByValue()                    {}
+
+// UnsafeProxyAdminServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to ProxyAdminServer will
+// result in compilation errors.
+type UnsafeProxyAdminServer interface {
+	mustEmbedUnimplementedProxyAdminServer()
+}
+
+func RegisterProxyAdminServer(s grpc.ServiceRegistrar, srv ProxyAdminServer) {
+	// If the following call panics, it indicates UnimplementedProxyAdminServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&ProxyAdmin_ServiceDesc, srv)
+}
+
+func _ProxyAdmin_ProxyStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProxyStatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ProxyAdminServer).ProxyStatus(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ProxyAdmin_ProxyStatus_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ProxyAdminServer).ProxyStatus(ctx, req.(*ProxyStatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ProxyAdmin_Connections_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ConnectionsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ProxyAdminServer).Connections(m, &grpc.GenericServerStream[ConnectionsRequest, ConnectionsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ProxyAdmin_ConnectionsServer = grpc.ServerStreamingServer[ConnectionsResponse]
+
+func _ProxyAdmin_Drain_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DrainRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ProxyAdminServer).Drain(m, &grpc.GenericServerStream[DrainRequest, DrainResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ProxyAdmin_DrainServer = grpc.ServerStreamingServer[DrainResponse]
+
+// ProxyAdmin_ServiceDesc is the grpc.ServiceDesc for ProxyAdmin service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var ProxyAdmin_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "aval.wire.v1.ProxyAdmin",
+	HandlerType: (*ProxyAdminServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ProxyStatus",
+			Handler:    _ProxyAdmin_ProxyStatus_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Connections",
+			Handler:       _ProxyAdmin_Connections_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Drain",
+			Handler:       _ProxyAdmin_Drain_Handler,
+			ServerStreams: true,
+		},
+	},
+	Metadata: "aval.proto",
+}
