@@ -147,7 +147,7 @@ const ReasonClosed Reason = "closed"
 func Endings() []Reason {
 	return []Reason{
 		ReasonClosed, ReasonReset, ReasonPolicyChanged, ReasonShuttingDown, ReasonExpired,
-		ReasonRevoked, ReasonLimit,
+		ReasonRevoked, ReasonLimit, ReasonIdentityWithdrawn,
 	}
 }
 
