@@ -107,6 +107,7 @@ func parseCase(data []byte) (policyCase, error) {
 	if err := json.Unmarshal(data, &top); err != nil {
 		return pc, fmt.Errorf("case: %w", err)
 	}
+	_ = json.Unmarshal(top["id"], &pc.ID) // for messages; read again below
 	known := []string{"id", "comment", "policies", "workload", "trusted_domains", "request", "want", "want_policy", "want_mode", "want_dry_run"}
 	further := false
 	for name := range top {
@@ -311,7 +312,7 @@ func (v *verdict) deny(reason string) {
 // documents parses the policies of a case, ours and Istio's.
 func (pc *policyCase) documents(s policy.Settings) (pas []policy.PeerAuthentication, aps []policy.AuthorizationPolicy, refused []string, err error) {
 	for i, raw := range pc.Policies {
-		one, err := importDocument(raw, pc.Workload.Namespace, s)
+		one, err := importDocument("", raw, pc.Workload.Namespace, s)
 		if err != nil {
 			return nil, nil, nil, fmt.Errorf("policies[%d]: %w", i, err)
 		}

@@ -31,11 +31,16 @@ type imported struct {
 
 type object = map[string]any
 
-// importDocument reads a document of ours or of Istio's.
-func importDocument(raw []byte, namespace string, s policy.Settings) (imported, error) {
+// importDocument reads a document of ours or of Istio's. Faults name it after
+// the file, which may be "".
+func importDocument(file string, raw []byte, namespace string, s policy.Settings) (imported, error) {
 	var head struct {
 		APIVersion string `json:"apiVersion"`
 		Kind       string `json:"kind"`
+		Metadata   struct {
+			Namespace string `json:"namespace"`
+			Name      string `json:"name"`
+		} `json:"metadata"`
 	}
 	if err := json.Unmarshal(raw, &head); err != nil {
 		return imported{}, fmt.Errorf("document: %w", err)
@@ -51,7 +56,11 @@ func importDocument(raw []byte, namespace string, s policy.Settings) (imported, 
 			return imported{}, err
 		}
 	}
-	docs, err := document.Parse("", raw)
+	if head.Metadata.Namespace != "" {
+		namespace = head.Metadata.Namespace
+	}
+	name := strings.TrimSpace(file + " " + label(document.Key{Kind: head.Kind, Namespace: namespace, Name: head.Metadata.Name}))
+	docs, err := document.Parse(name, raw)
 	if err != nil {
 		return imported{}, err
 	}
@@ -248,23 +257,23 @@ func importSources(sources []source, namespace string, s policy.Settings) ([]doc
 		}
 		for _, raw := range raws {
 			moved := raw.moveFrom(istioRoot, root)
-			one, err := importDocument(raw.json, namespace, s)
+			one, err := importDocument(fmt.Sprintf("%s:%d", src.name, raw.line), raw.json, namespace, s)
 			if err != nil {
 				for _, text := range faultsOf(err) {
-					faults = append(faults, &document.Error{File: src.name, Line: raw.line, Reason: text})
+					faults = append(faults, &document.Error{Reason: text})
 				}
 				continue
 			}
-			label := fmt.Sprintf("%s:%d", src.name, raw.line)
+			subject := fmt.Sprintf("%s:%d", src.name, raw.line)
 			if !one.skipped {
-				label = one.doc.Key().String()
+				subject = label(one.doc.Key())
 				docs = append(docs, one.doc)
 			}
 			if moved {
 				one.notes = append(one.notes, fmt.Sprintf("moved from the root namespace %s to %s", istioRoot, root))
 			}
 			for _, n := range one.notes {
-				notes = append(notes, label+": "+n)
+				notes = append(notes, subject+": "+n)
 			}
 		}
 	}

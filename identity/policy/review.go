@@ -66,32 +66,34 @@ func Review(s Settings, aps []AuthorizationPolicy, registered []identity.ID) []F
 	return out
 }
 
-// shadowed says which rule makes rule i needless or void.
+// shadowed says which rule makes rule i void, or else needless.
 func shadowed(s Settings, rules []placed, i int) []Finding {
 	r := rules[i]
 	if r.policy.dryRun {
 		return nil
 	}
+	finding := func(format string, q placed) []Finding {
+		return []Finding{{FindingShadowed, r.policy.key, r.field(), fmt.Sprintf(format, q.policy.path, q.field())}}
+	}
+	allow := r.policy.action == Allow
+	for _, q := range rules {
+		if allow && q.policy.action == Deny && q.covers(s, r, false) {
+			return finding("never allows: %s %s denies all that it matches", q)
+		}
+	}
 	for j, q := range rules {
-		if i == j || q.policy.dryRun || q.policy.action == Audit || !q.policy.reaches(s, r.policy) {
-			continue
-		}
-		same := q.policy.action == r.policy.action
-		void := q.policy.action == Deny && r.policy.action == Allow
-		if !same && !void || !q.rule().takes(r.rule(), same && r.policy.action == Allow) {
-			continue
-		}
 		// Of two rules that say the same, the later one is needless.
-		if same && j > i && r.policy.reaches(s, q.policy) && r.rule().takes(q.rule(), r.policy.action == Allow) {
-			continue
+		if i != j && q.policy.action == r.policy.action && q.covers(s, r, allow) && (j < i || !r.covers(s, q, allow)) {
+			return finding("is needless: %s %s matches all that it matches", q)
 		}
-		message := fmt.Sprintf("is needless: %s %s matches all that it matches", q.policy.path, q.field())
-		if void {
-			message = fmt.Sprintf("never allows: %s %s denies all that it matches", q.policy.path, q.field())
-		}
-		return []Finding{{FindingShadowed, r.policy.key, r.field(), message}}
 	}
 	return nil
+}
+
+// covers reports whether q is enforced, applies wherever r does, and matches
+// whatever r matches.
+func (q placed) covers(s Settings, r placed, allow bool) bool {
+	return !q.policy.dryRun && q.policy.reaches(s, r.policy) && q.rule().takes(r.rule(), allow)
 }
 
 // reaches reports whether p applies wherever q does.
