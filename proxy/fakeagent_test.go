@@ -172,8 +172,11 @@ func (a *fakeAgent) waitFor(n int, match func(audit.Event) bool) []audit.Event {
 	}
 }
 
+// reason matches records of verdicts.
 func reason(direction, reason string) func(audit.Event) bool {
-	return func(e audit.Event) bool { return e.Direction == direction && e.Reason == reason }
+	return func(e audit.Event) bool {
+		return e.Kind == audit.KindConnection && e.Direction == direction && e.Reason == reason
+	}
 }
 
 // workload is what a test says about the workload behind a proxy.

@@ -70,11 +70,7 @@ type rawPlaintextException struct {
 // belongs to the workloads of one namespace. The error is a document.Errors
 // with every fault.
 func ParsePlaintextException(d document.Document, s Settings) (PlaintextException, []Warning, error) {
-	dryRun, errs := checkEnvelope(d, document.PlaintextException, s)
-	if dryRun {
-		errs = append(errs, d.Errorf("metadata.annotations."+DryRunAnnotation, "true", "false", "an exception is in force or it is not"))
-	}
-	if len(errs) > 0 {
+	if errs := checkExceptionEnvelope(d); len(errs) > 0 {
 		return PlaintextException{}, nil, errs
 	}
 	var raw rawPlaintextException
@@ -121,6 +117,21 @@ func ParsePlaintextException(d document.Document, s Settings) (PlaintextExceptio
 		return PlaintextException{}, nil, err
 	}
 	return x, warnings, nil
+}
+
+func checkExceptionEnvelope(d document.Document) document.Errors {
+	var errs document.Errors
+	if d.Kind() != document.PlaintextException {
+		errs = append(errs, d.Errorf("kind", d.Kind(), document.PlaintextException, "is another kind"))
+	}
+	m := d.Metadata()
+	if m.Namespace == "" {
+		errs = append(errs, d.Errorf("metadata.namespace", "", "a DNS label", "is missing"))
+	}
+	if value, ok := m.Annotations[DryRunAnnotation]; ok && value != "false" {
+		errs = append(errs, d.Errorf("metadata.annotations."+DryRunAnnotation, value, "false", "an exception holds or is not there: try it with a simulation"))
+	}
+	return errs
 }
 
 // parseSource takes a CIDR, or an address as the block that holds it alone.
