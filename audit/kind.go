@@ -122,6 +122,7 @@ const (
 	ReasonNoSnapshot          Reason = "no_snapshot"           // no complete snapshot of bundle and policies yet
 	ReasonHandshakeFailed     Reason = "handshake_failed"      // TLS failed in another way
 	ReasonShuttingDown        Reason = "shutting_down"         // the proxy is draining
+	ReasonLoop                Reason = "loop"                  // handed to a proxy that is its own destination
 )
 
 // Reasons returns the closed list of reasons of a connection.
@@ -132,7 +133,7 @@ func Reasons() []Reason {
 		ReasonNotAnSVID, ReasonPolicyDenied, ReasonPlaintextRefused, ReasonTLSVersion,
 		ReasonHandshakeTimeout, ReasonSNIOrALPN, ReasonLimit, ReasonReset,
 		ReasonUpstreamUnreachable, ReasonPolicyChanged, ReasonNoSnapshot, ReasonHandshakeFailed,
-		ReasonShuttingDown,
+		ReasonShuttingDown, ReasonLoop,
 	}
 }
 

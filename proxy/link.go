@@ -15,6 +15,9 @@ import (
 // far side was dialled.
 type link struct {
 	near *raw
+	// original is where a redirected connection was going, and zero for one
+	// that came by itself. It is set before the link is served.
+	original netip.AddrPort
 
 	// admitted is what an inbound connection was judged by, once it was
 	// allowed; changed policies judge it again.
@@ -32,6 +35,14 @@ type admission struct {
 	source, destination netip.AddrPort
 	transport           string
 	clientSerial        string
+}
+
+// destination is the address that the client dialled.
+func (l *link) destination() netip.AddrPort {
+	if l.original.IsValid() {
+		return l.original
+	}
+	return addrOf(l.near.LocalAddr())
 }
 
 // attach gives the link its far side. It reports false, and closes far, where

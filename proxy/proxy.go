@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity/mtls"
 	"github.com/aval-id/aval/identity/wire"
 )
@@ -35,8 +37,12 @@ type Proxy struct {
 	conns sync.WaitGroup
 	table table
 
+	dialled      dialled       // own connections, where Transparent is set
+	destinations *destinations // known identities of transparent outbound
+
 	mu        sync.Mutex
-	addresses []string // guarded by mu: of the listeners, inbound before outbound
+	addresses []string            // guarded by mu: of the listeners, inbound before outbound before transparent
+	listening map[uint16]struct{} // guarded by mu: the ports of addresses
 }
 
 // New checks the config and starts nothing.
@@ -57,6 +63,17 @@ func New(cfg Config) (*Proxy, error) {
 		first:    make(chan struct{}),
 		started:  make(chan struct{}),
 		table:    table{links: make(map[*link]struct{})},
+	}
+	if t := cfg.Transparent; t != nil {
+		if err := t.checkOwner(); err != nil {
+			return nil, fmt.Errorf("proxy config: transparent: %w", err)
+		}
+		if t.Outbound != nil {
+			if p.destinations, err = newDestinations(t.Outbound.Destinations); err != nil {
+				return nil, fmt.Errorf("proxy config: transparent: %w", err)
+			}
+		}
+		p.dialled.from = make(map[netip.AddrPort]struct{})
 	}
 	p.metrics = newMetrics(p)
 	p.reporter = newReporter(cfg.Limits.MaxRecords, p.log, p.metrics)
@@ -150,18 +167,23 @@ type port struct {
 }
 
 // listen opens every listener, or none.
-func (p *Proxy) listen(ctx context.Context) ([]port, error) {
-	var ports []port
-	var addresses []string
-	add := func(address, direction string, serve func(context.Context, *link) bool) error {
-		var lc net.ListenConfig
-		l, err := lc.Listen(ctx, "tcp", address)
+func (p *Proxy) listen(ctx context.Context) (ports []port, err error) {
+	defer func() {
 		if err != nil {
 			for _, open := range ports {
 				open.listener.Close()
 			}
+		}
+	}()
+	var lc net.ListenConfig
+	var addresses []string
+	listening := make(map[uint16]struct{})
+	add := func(address, direction string, serve func(context.Context, *link) bool) error {
+		l, err := lc.Listen(ctx, "tcp", address)
+		if err != nil {
 			return fmt.Errorf("%s listener: %w", direction, err)
 		}
+		listening[addrOf(l.Addr()).Port()] = struct{}{}
 		ports = append(ports, port{l.(*net.TCPListener), direction, serve})
 		addresses = append(addresses, l.Addr().String())
 		p.log.Info("listening", "direction", direction, "address", l.Addr().String())
@@ -171,21 +193,31 @@ func (p *Proxy) listen(ctx context.Context) ([]port, error) {
 		in := &p.cfg.Inbound[i]
 		err := add(in.Listen, "inbound", func(ctx context.Context, l *link) bool { return p.serveInbound(ctx, in, l) })
 		if err != nil {
-			return nil, err
+			return ports, err
 		}
 	}
 	for i := range p.cfg.Outbound {
 		out := &p.cfg.Outbound[i]
 		err := add(out.Listen, "outbound", func(ctx context.Context, l *link) bool { return p.serveOutbound(ctx, out, l) })
 		if err != nil {
-			return nil, err
+			return ports, err
 		}
 		if a, ok := ports[len(ports)-1].listener.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
 			p.log.Warn("outbound listener is open to other machines, which can use this workload's identity", "address", a.String())
 		}
 	}
+	lc.SetMultipathTCP(false) // the kernel tells no original destination of an MPTCP connection
+	for _, r := range p.cfg.Transparent.listeners() {
+		serve := p.serveRedirectedIn
+		if r.direction == audit.DirectionOutbound {
+			serve = p.serveRedirectedOut
+		}
+		if err := add(r.address, r.direction, serve); err != nil && !(r.optional && lacksFamily(err)) {
+			return ports, err
+		}
+	}
 	p.mu.Lock()
-	p.addresses = addresses
+	p.addresses, p.listening = addresses, listening
 	p.mu.Unlock()
 	return ports, nil
 }
@@ -222,6 +254,8 @@ type Status struct {
 	Open       int64     `json:"open"`       // connections
 	Inbound    []string  `json:"inbound"`    // addresses listened on, in the config's order
 	Outbound   []string  `json:"outbound"`
+
+	Transparent []string `json:"transparent,omitempty"` // addresses that redirected connections come to
 }
 
 // Status returns the proxy's state of the moment.
@@ -234,7 +268,9 @@ func (p *Proxy) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.addresses) > 0 {
-		out.Inbound, out.Outbound = p.addresses[:len(p.cfg.Inbound)], p.addresses[len(p.cfg.Inbound):]
+		explicit := len(p.cfg.Inbound) + len(p.cfg.Outbound)
+		out.Inbound, out.Outbound = p.addresses[:len(p.cfg.Inbound)], p.addresses[len(p.cfg.Inbound):explicit]
+		out.Transparent = p.addresses[explicit:]
 	}
 	return out
 }

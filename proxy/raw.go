@@ -41,8 +41,11 @@ func (again) Temporary() bool { return true }
 // time and one writes; Close may come from anywhere.
 type raw struct {
 	*net.TCPConn
-	sys    syscall.RawConn
-	prefix []byte // read ahead, given back first; owned by the reader
+	sys syscall.RawConn
+	// closing is called when the connection closes, possibly more than once;
+	// nil calls nothing.
+	closing func()
+	prefix  []byte // read ahead, given back first; owned by the reader
 
 	// The rest is the reader's too. tryOnly makes Read return errAgain
 	// instead of waiting, and dry says that the last read emptied the socket.
@@ -182,6 +185,14 @@ func (r *raw) fillOnce(fd uintptr) bool {
 	}
 	r.lent = b
 	return true
+}
+
+// Close closes the connection.
+func (r *raw) Close() error {
+	if r.closing != nil {
+		r.closing()
+	}
+	return r.TCPConn.Close()
 }
 
 // abort closes the connection so that the peer sees a reset.
