@@ -267,9 +267,12 @@ func TestOriginalDestinationSurvivesTheRedirect(t *testing.T) {
 				t.Errorf("outbound to %s: %q, %v", left, got, err)
 			}
 		}
-		// Nobody has this address; the proxy would have taken the connection.
-		if got, err := answer(here.Dial(t, "10.77.0.200:8080")); err == nil {
-			t.Errorf("an excluded destination was redirected: %q", got)
+		if out, err := there.Command(t.Context(), "ip", "address", "add", "10.77.0.130/24", "dev", "veth0").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		answering(t, there, "10.77.0.130:8080")
+		if got, err := answer(here.Dial(t, "10.77.0.130:8080")); err != nil || got != ErrNotRedirected.Error() {
+			t.Errorf("to an excluded destination: %q, %v", got, err)
 		}
 	})
 }
