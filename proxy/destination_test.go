@@ -149,7 +149,7 @@ func FuzzParseTarget(f *testing.F) {
 // However quickly a connection is accepted, whoever accepts it finds that it
 // is the proxy's own.
 func TestOwnConnectionsAreKnownToWhoeverAcceptsThem(t *testing.T) {
-	for _, address := range []string{"127.0.0.1:0", "[::1]:0", ":0"} {
+	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
 		l, err := net.Listen("tcp", address)
 		if err != nil {
 			t.Logf("%s: %v", address, err)
@@ -162,9 +162,10 @@ func TestOwnConnectionsAreKnownToWhoeverAcceptsThem(t *testing.T) {
 		for range workers {
 			dialling.Go(func() {
 				for range each {
-					c, forget, err := d.dial(t.Context(), net.Dialer{}, fmt.Sprintf("localhost:%d", addrOf(l.Addr()).Port()))
+					c, forget, err := d.dial(t.Context(), net.Dialer{}, l.Addr().String())
 					if err != nil {
 						t.Error(err)
+						l.Close()
 						return
 					}
 					c.Read(make([]byte, 1)) // until the other side has looked

@@ -28,6 +28,14 @@ of a workload. The file is strict YAML:
   outbound:
     - {listen: 127.0.0.1:9001, dial: 10.0.0.7:8443, id: spiffe://example.org/ns/shop/sa/api}
 
+  transparent:   # connections that "aval proxy setup" redirects
+    user: aval-proxy
+    inbound: {}
+    outbound:
+      unknown: refuse   # passthrough unless set
+      destinations:
+        - {address: 10.0.0.0/24:8080, id: spiffe://example.org/ns/shop/sa/api}
+
 It opens its ports once it holds a complete snapshot of bundle and policies.
 SIGTERM drains: open connections may end by themselves for limits.drain (30s).`,
 		Example: "  aval proxy --config /etc/aval/proxy-api.yaml\n  aval proxy --config api.yaml --http-listen 127.0.0.1:8081",
@@ -42,6 +50,7 @@ SIGTERM drains: open connections may end by themselves for limits.drain (30s).`,
 		}
 		return c.runProxy(ctx, path, o)
 	})
+	cmd.AddCommand(c.proxySetupCommand(), c.proxyCleanupCommand(), c.proxyCheckCommand())
 	return cmd
 }
 
