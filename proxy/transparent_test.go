@@ -74,9 +74,6 @@ type wired struct {
 
 func newWired(t *testing.T, tools ...string) *wired {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("-short leaves out what needs network namespaces")
-	}
 	here, there := netnstest.Pair(t, append(tools, "setpriv")...)
 	w := &wired{newScene(t), here, there}
 	if err := errors.Join(os.Chmod(filepath.Dir(w.agent.socket), 0o755), os.Chmod(w.agent.socket, 0o777)); err != nil {

@@ -35,6 +35,9 @@ var made atomic.Int32
 // root or the given tools the test is skipped, and says what is missing.
 func Pair(t testing.TB, tools ...string) (here, there *Machine) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("-short leaves out what needs network namespaces")
+	}
 	if os.Geteuid() != 0 {
 		t.Skip("needs root for network namespaces")
 	}
