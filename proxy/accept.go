@@ -33,7 +33,7 @@ func (p *Proxy) accept(ctx, lasting context.Context, port port) {
 			continue
 		}
 		attempt = 0
-		if p.open.Add(1) > int64(p.cfg.Limits.MaxConnections) {
+		if p.open.Add(1) > port.limit {
 			p.open.Add(-1)
 			p.turnAway(c, port.direction)
 			continue

@@ -85,7 +85,9 @@ type Outbound struct {
 
 // Limits bound what connections can cost. Zero means the default.
 type Limits struct {
-	// MaxConnections bounds open connections of all listeners together.
+	// MaxConnections bounds open connections of all listeners together. Where
+	// there are listeners of both directions, inbound ones leave an eighth to
+	// outbound ones.
 	MaxConnections int `json:"maxConnections"`
 	// HandshakeTimeout bounds the time from accept to an authenticated peer,
 	// first bytes included.

@@ -163,7 +163,19 @@ func (p *Proxy) drain(cut context.CancelFunc) {
 type port struct {
 	listener  *net.TCPListener
 	direction string
+	limit     int64 // of open connections of all listeners
 	serve     func(context.Context, *link) bool
+}
+
+// inboundLimit leaves an eighth of the connections to the workload's own
+// calls, where it makes any: strangers who hold all they can get do not stop
+// those.
+func (p *Proxy) inboundLimit() int64 {
+	all := int64(p.cfg.Limits.MaxConnections)
+	if !p.cfg.calls() || all == 1 {
+		return all
+	}
+	return all - max(1, all/8)
 }
 
 // listen opens every listener, or none.
@@ -178,27 +190,27 @@ func (p *Proxy) listen(ctx context.Context) (ports []port, err error) {
 	var lc net.ListenConfig
 	var addresses []string
 	listening := make(map[uint16]struct{})
-	add := func(address, direction string, serve func(context.Context, *link) bool) error {
+	add := func(address, direction string, limit int64, serve func(context.Context, *link) bool) error {
 		l, err := lc.Listen(ctx, "tcp", address)
 		if err != nil {
 			return fmt.Errorf("%s listener: %w", direction, err)
 		}
 		listening[addrOf(l.Addr()).Port()] = struct{}{}
-		ports = append(ports, port{l.(*net.TCPListener), direction, serve})
+		ports = append(ports, port{l.(*net.TCPListener), direction, limit, serve})
 		addresses = append(addresses, l.Addr().String())
 		p.log.Info("listening", "direction", direction, "address", l.Addr().String())
 		return nil
 	}
 	for i := range p.cfg.Inbound {
 		in := &p.cfg.Inbound[i]
-		err := add(in.Listen, "inbound", func(ctx context.Context, l *link) bool { return p.serveInbound(ctx, in, l) })
+		err := add(in.Listen, "inbound", p.inboundLimit(), func(ctx context.Context, l *link) bool { return p.serveInbound(ctx, in, l) })
 		if err != nil {
 			return ports, err
 		}
 	}
 	for i := range p.cfg.Outbound {
 		out := &p.cfg.Outbound[i]
-		err := add(out.Listen, "outbound", func(ctx context.Context, l *link) bool { return p.serveOutbound(ctx, out, l) })
+		err := add(out.Listen, "outbound", int64(p.cfg.Limits.MaxConnections), func(ctx context.Context, l *link) bool { return p.serveOutbound(ctx, out, l) })
 		if err != nil {
 			return ports, err
 		}
@@ -208,11 +220,11 @@ func (p *Proxy) listen(ctx context.Context) (ports []port, err error) {
 	}
 	lc.SetMultipathTCP(false) // the kernel tells no original destination of an MPTCP connection
 	for _, r := range p.cfg.Transparent.listeners() {
-		serve := p.serveRedirectedIn
+		serve, limit := p.serveRedirectedIn, p.inboundLimit()
 		if r.direction == audit.DirectionOutbound {
-			serve = p.serveRedirectedOut
+			serve, limit = p.serveRedirectedOut, int64(p.cfg.Limits.MaxConnections)
 		}
-		if err := add(r.address, r.direction, serve); err != nil && !(r.optional && lacksFamily(err)) {
+		if err := add(r.address, r.direction, limit, serve); err != nil && !(r.optional && lacksFamily(err)) {
 			return ports, err
 		}
 	}

@@ -160,6 +160,11 @@ func (out *TransparentOutbound) check() error {
 	return err
 }
 
+// calls reports whether the workload's own calls go through the proxy.
+func (c Config) calls() bool {
+	return len(c.Outbound) > 0 || c.Transparent != nil && c.Transparent.Outbound != nil
+}
+
 // port returns the settings of an application's port.
 func (in *TransparentInbound) port(port uint16) TransparentPort {
 	for _, p := range in.Ports {

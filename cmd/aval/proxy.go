@@ -75,5 +75,6 @@ func (c *cli) runProxy(ctx context.Context, path string, o operation) error {
 	if err != nil {
 		return usage(err)
 	}
+	log.Info("proxy started; its ports open with the first snapshot", "agent", cfg.Agent)
 	return c.serve(ctx, p, o, log)
 }

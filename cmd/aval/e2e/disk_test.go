@@ -5,9 +5,12 @@ package e2e
 import (
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -60,6 +63,60 @@ func TestAFullAuthorityDiskStopsIssuanceAndNothingElse(t *testing.T) {
 	f.Aval("audit", "verify", "--data-dir", f.ServerDir)
 }
 
+func TestAFullConnectionLogOnlyCounts(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("mounting a small file system needs root")
+	}
+	s := newShop(t, "1h")
+	s.Server.Stop()
+	small := filepath.Join(s.ServerDir, "audit", "connections")
+	avaltest.Must(t, syscall.Mount("tmpfs", small, "tmpfs", 0, "size=256k,mode=0700"))
+	t.Cleanup(func() {
+		s.Server.Stop()
+		syscall.Unmount(small, syscall.MNT_DETACH)
+	})
+	s.StartServer("--default-ttl", "1h", "--min-ttl", "1h")
+	s.open(t)
+	messages := s.Stream()
+
+	s.Await("records are lost and counted", func() bool {
+		for range 20 {
+			if err := s.call(nil); err != nil {
+				t.Fatalf("a call while the connection log fills: %v", err)
+			}
+		}
+		return s.metric("aval_server_lost_total") > 0
+	})
+	s.Apply(string(avaltest.Registration("shop", "late")))
+	avaltest.Until(t, "an SVID with the connection log full", messages, hasSVID)
+	if err := s.call(nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// metric returns the server's value of a metric without labels.
+func (s *shop) metric(name string) float64 {
+	resp, err := http.Get("http://" + s.HTTP + "/metrics")
+	if err != nil {
+		return 0
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, name+" "); ok {
+			v, _ := strconv.ParseFloat(strings.TrimSpace(rest), 64)
+			return v
+		}
+	}
+	return 0
+}
+
 func fill(t *testing.T, path string) {
 	t.Helper()
 	file, err := os.Create(path)
@@ -86,7 +143,7 @@ func TestAFloodOfFailingHandshakesStopsNoIssuance(t *testing.T) {
 	var flood sync.WaitGroup
 	for range 8 {
 		flood.Go(func() {
-			for i := 0; i < 500; i++ {
+			for range 500 {
 				select {
 				case <-stop:
 					return
