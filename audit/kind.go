@@ -125,6 +125,7 @@ const (
 	ReasonShuttingDown        Reason = "shutting_down"         // the proxy is draining
 	ReasonIdentityWithdrawn   Reason = "identity_withdrawn"    // the agent no longer grants the proxy its own identity
 	ReasonProxyProtocol       Reason = "proxy_protocol"        // a PROXY protocol header is missing, wrong, or not this source's to send
+	ReasonLoop                Reason = "loop"                  // handed to a proxy that is its own destination
 )
 
 // Reasons returns the closed list of reasons of a connection.
@@ -135,7 +136,7 @@ func Reasons() []Reason {
 		ReasonNotAnSVID, ReasonPolicyDenied, ReasonPlaintextRefused, ReasonTLSVersion,
 		ReasonHandshakeTimeout, ReasonSNIOrALPN, ReasonLimit, ReasonReset,
 		ReasonUpstreamUnreachable, ReasonPolicyChanged, ReasonNoSnapshot, ReasonHandshakeFailed,
-		ReasonShuttingDown, ReasonIdentityWithdrawn, ReasonProxyProtocol,
+		ReasonShuttingDown, ReasonIdentityWithdrawn, ReasonProxyProtocol, ReasonLoop,
 	}
 }
 

@@ -75,7 +75,7 @@ func (p *Proxy) admitLink(c *net.TCPConn, port port) (*link, error) {
 // calls, where it makes any: strangers who hold all they can get do not stop
 // those.
 func (p *Proxy) inboundLimit(all int64) int64 {
-	if len(p.cfg.Outbound) == 0 || all == 1 {
+	if !p.cfg.calls() || all == 1 {
 		return all
 	}
 	return all - max(1, all/8)

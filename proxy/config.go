@@ -49,9 +49,12 @@ type Config struct {
 	Agent string
 	// Identity picks one of the process's identities; zero takes the only one.
 	Identity identity.ID
-	// Inbound and Outbound are the listeners; at least one of either.
+	// Inbound and Outbound are the explicit listeners; at least one of either,
+	// unless Transparent is set.
 	Inbound  []Inbound
 	Outbound []Outbound
+	// Transparent takes redirected connections beside them; nil takes none.
+	Transparent *Transparent
 	// Limits bound what connections can cost.
 	Limits Limits
 	// Admin is the operators' socket: unix:///PATH, or the path alone; empty
@@ -159,6 +162,8 @@ type configFile struct {
 
 	OnPeerExpiry   Action `json:"onPeerExpiry"`
 	OnIdentityLost Action `json:"onIdentityLost"`
+
+	Transparent *Transparent `json:"transparent"`
 }
 
 // ParseConfig decodes a configuration file strictly: unknown fields are
@@ -168,7 +173,7 @@ func ParseConfig(file string, data []byte) (Config, error) {
 	if err := document.Decode(file, data, &f); err != nil {
 		return Config{}, err
 	}
-	cfg := Config{Agent: f.Agent, Identity: f.Identity, Inbound: f.Inbound, Outbound: f.Outbound, Limits: f.Limits,
+	cfg := Config{Agent: f.Agent, Identity: f.Identity, Inbound: f.Inbound, Outbound: f.Outbound, Transparent: f.Transparent, Limits: f.Limits,
 		Admin: f.Admin, OnPeerExpiry: f.OnPeerExpiry, OnIdentityLost: f.OnIdentityLost}
 	if _, err := cfg.withDefaults(); err != nil {
 		return Config{}, fmt.Errorf("%s: %w", file, err)
@@ -185,7 +190,7 @@ func (c Config) withDefaults() (Config, error) {
 	if !c.Identity.IsZero() && c.Identity.Role() != identity.RoleWorkload {
 		return Config{}, fmt.Errorf("identity: %s is not a workload's", c.Identity)
 	}
-	if len(c.Inbound)+len(c.Outbound) == 0 {
+	if len(c.Inbound)+len(c.Outbound) == 0 && c.Transparent == nil {
 		return Config{}, errors.New("neither an inbound nor an outbound listener is given")
 	}
 	in := make([]Inbound, len(c.Inbound))
@@ -203,6 +208,13 @@ func (c Config) withDefaults() (Config, error) {
 		out[i] = l
 	}
 	c.Inbound, c.Outbound = in, out
+	if c.Transparent != nil {
+		t, err := c.Transparent.withDefaults()
+		if err != nil {
+			return Config{}, fmt.Errorf("transparent: %w", err)
+		}
+		c.Transparent = t
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -228,14 +240,19 @@ func (l Inbound) withDefaults() (Inbound, error) {
 	if l.Port == 0 {
 		l.Port = port
 	}
-	switch l.Protocol {
-	case "":
-		l.Protocol = ProtocolAuto
-	case ProtocolAuto, ProtocolTLS, ProtocolServerFirst:
-	default:
-		return Inbound{}, fmt.Errorf("protocol: %q is none of %s, %s, %s", l.Protocol, ProtocolAuto, ProtocolTLS, ProtocolServerFirst)
+	orDefault(&l.Protocol, ProtocolAuto)
+	if err := l.Protocol.check(); err != nil {
+		return Inbound{}, err
 	}
 	return l.withProxyProtocol()
+}
+
+func (p Protocol) check() error {
+	switch p {
+	case "", ProtocolAuto, ProtocolTLS, ProtocolServerFirst:
+		return nil
+	}
+	return fmt.Errorf("protocol: %q is none of %s, %s, %s", p, ProtocolAuto, ProtocolTLS, ProtocolServerFirst)
 }
 
 func (l Outbound) check() error {

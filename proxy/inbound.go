@@ -44,7 +44,7 @@ type visit struct {
 func (p *Proxy) serveInbound(ctx context.Context, in *Inbound, l *link) bool {
 	now := time.Now()
 	v := &visit{p: p, in: in, l: l, st: p.state.Load(), deadline: now.Add(p.cfg.Limits.HandshakeTimeout),
-		source: addrOf(l.near.RemoteAddr()), destination: addrOf(l.near.LocalAddr())}
+		source: addrOf(l.near.RemoteAddr()), destination: l.destination()}
 	if v.st.expired(now) {
 		return v.refuse(audit.ReasonExpired, "the proxy's own SVID has ended", v.undecided(), nil)
 	}
@@ -369,8 +369,11 @@ func (v *visit) dial(ctx context.Context) (*raw, error) {
 }
 
 func (p *Proxy) dial(ctx context.Context, address string) (*raw, error) {
-	d := net.Dialer{Timeout: p.cfg.Limits.DialTimeout}
-	c, err := d.DialContext(ctx, "tcp", address)
+	dialer := net.Dialer{Timeout: p.cfg.Limits.DialTimeout}
+	if p.cfg.Transparent != nil {
+		return p.dialKnown(ctx, dialer, address)
+	}
+	c, err := dialer.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}

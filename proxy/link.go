@@ -28,6 +28,9 @@ type link struct {
 	peer   atomic.Pointer[party]     // who proved to be on the other side; nil without TLS
 	opened atomic.Pointer[time.Time] // when it began to be forwarded
 	quiet  time.Time                 // the sweep's: it cannot be idle for too long before
+	// original is where a redirected connection was going, and zero for one
+	// that came by itself. It is set before the link is served.
+	original netip.AddrPort
 
 	// admitted is what an inbound connection was judged by, once it was
 	// allowed; changed policies judge it again.
@@ -69,6 +72,14 @@ func (l *link) sides() (near, far *raw) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.near, l.far
+}
+
+// destination is the address that the client dialled.
+func (l *link) destination() netip.AddrPort {
+	if l.original.IsValid() {
+		return l.original
+	}
+	return addrOf(l.near.LocalAddr())
 }
 
 // attach gives the link its far side. It reports false, and closes far, where

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,8 +44,11 @@ type Proxy struct {
 	conns sync.WaitGroup
 	table table
 
+	dialled      dialled       // own connections, where Transparent is set
+	destinations *destinations // known identities of transparent outbound
+
 	mu    sync.Mutex
-	ports []port // guarded by mu: the open listeners, inbound before outbound
+	ports []port // guarded by mu: the open listeners, inbound before outbound before transparent
 }
 
 // New checks the config and starts nothing.
@@ -72,6 +76,17 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	if err := cfg.checkSockets(); err != nil {
 		return nil, fmt.Errorf("proxy config: %w", err)
+	}
+	if t := cfg.Transparent; t != nil {
+		if err := t.checkOwner(); err != nil {
+			return nil, fmt.Errorf("proxy config: transparent: %w", err)
+		}
+		if t.Outbound != nil {
+			if p.destinations, err = newDestinations(t.Outbound.Destinations); err != nil {
+				return nil, fmt.Errorf("proxy config: transparent: %w", err)
+			}
+		}
+		p.dialled.from = make(map[netip.AddrPort]struct{})
 	}
 	p.metrics = newMetrics(p)
 	p.reporter = newReporter(cfg.Limits.MaxRecords, p.log, p.metrics)
@@ -246,6 +261,8 @@ type Status struct {
 	Open       int64     `json:"open"`       // connections
 	Inbound    []string  `json:"inbound"`    // addresses listened on, in the config's order
 	Outbound   []string  `json:"outbound"`
+
+	Transparent []string `json:"transparent,omitempty"` // addresses that redirected connections come to
 }
 
 // Status returns the proxy's state of the moment.
@@ -258,9 +275,12 @@ func (p *Proxy) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, port := range p.ports {
-		if address := port.listener.Addr().String(); port.direction == audit.DirectionInbound {
+		switch address := port.listener.Addr().String(); {
+		case port.redirected:
+			out.Transparent = append(out.Transparent, address)
+		case port.direction == audit.DirectionInbound:
 			out.Inbound = append(out.Inbound, address)
-		} else {
+		default:
 			out.Outbound = append(out.Outbound, address)
 		}
 	}

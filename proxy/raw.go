@@ -42,8 +42,11 @@ func (again) Temporary() bool { return true }
 // time and one writes; Close may come from anywhere.
 type raw struct {
 	*net.TCPConn
-	sys    syscall.RawConn
-	prefix []byte // read ahead, given back first; owned by the reader
+	sys syscall.RawConn
+	// closing is called when the connection closes, possibly more than once;
+	// nil calls nothing.
+	closing func()
+	prefix  []byte // read ahead, given back first; owned by the reader
 	// moved counts the application's bytes that were read here and written to
 	// the other side.
 	moved atomic.Uint64
@@ -186,6 +189,14 @@ func (r *raw) fillOnce(fd uintptr) bool {
 	}
 	r.lent = b
 	return true
+}
+
+// Close closes the connection.
+func (r *raw) Close() error {
+	if r.closing != nil {
+		r.closing()
+	}
+	return r.TCPConn.Close()
 }
 
 // abort closes the connection so that the peer sees a reset.

@@ -24,8 +24,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if text := os.Getenv(childVariable); text != "" {
-		if err := runChild(text); err != nil {
+	for variable, run := range map[string]func(string) error{childVariable: runChild, redirectedVariable: runRedirected} {
+		text := os.Getenv(variable)
+		if text == "" {
+			continue
+		}
+		if err := run(text); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

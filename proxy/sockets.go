@@ -26,7 +26,10 @@ type port struct {
 	target    string   // where its connections go
 	in        *Inbound // nil where it is no inbound listener of the config
 	passed    bool     // it came as a socket
-	serve     func(context.Context, *link) bool
+	// redirected says that the kernel sends it connections that were going
+	// elsewhere.
+	redirected bool
+	serve      func(context.Context, *link) bool
 }
 
 // listen opens every listener, or none.
@@ -60,6 +63,19 @@ func (p *Proxy) listen(ctx context.Context) (ports []port, err error) {
 			p.log.Warn("outbound listener is open to other machines, which can use this workload's identity", "address", a.String())
 		}
 	}
+	for _, r := range p.cfg.Transparent.listeners() {
+		port := port{direction: r.direction, redirected: true, serve: p.serveRedirectedIn}
+		if r.direction == audit.DirectionOutbound {
+			port.serve = p.serveRedirectedOut
+		}
+		if err := p.open1(ctx, &port, r.address); err != nil {
+			if r.optional && lacksFamily(err) {
+				continue
+			}
+			return ports, err
+		}
+		ports = append(ports, port)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.ports = ports
@@ -72,6 +88,9 @@ func (p *Proxy) open1(ctx context.Context, port *port, address string) error {
 		port.listener, port.passed = p.cfg.Sockets[i].Listener, true
 	} else {
 		var lc net.ListenConfig
+		if port.redirected {
+			lc.SetMultipathTCP(false) // the kernel tells no original destination of an MPTCP connection
+		}
 		l, err := lc.Listen(ctx, "tcp", address)
 		switch {
 		case errors.Is(err, syscall.EADDRINUSE):

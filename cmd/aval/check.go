@@ -95,6 +95,11 @@ func (c *cli) check(ctx context.Context, server, agent, strict bool) error {
 	if agent {
 		c.checkAgent(ctx, f)
 	}
+	return c.conclude(f, strict)
+}
+
+// conclude shows the findings and turns them into the command's end.
+func (c *cli) conclude(f *findings, strict bool) error {
 	failed := f.count(checkFail) > 0 || strict && f.count(checkWarn) > 0
 	out := struct {
 		OK     bool      `json:"ok"`

@@ -32,6 +32,13 @@ of a workload. The file is strict YAML:
     - {listen: 127.0.0.1:9001, dial: 10.0.0.7:8443, id: spiffe://example.org/ns/shop/sa/api}
 
   admin: unix:///run/aval/proxy/api/admin.sock    # for aval proxy status, connections, drain
+  transparent:   # connections that "aval proxy setup" redirects
+    user: aval-proxy
+    inbound: {}
+    outbound:
+      unknown: refuse   # passthrough unless set
+      destinations:
+        - {address: 10.0.0.0/24:8080, id: spiffe://example.org/ns/shop/sa/api}
 
 It opens its ports once it holds a complete snapshot of bundle and policies.
 SIGTERM drains: open connections may end by themselves for limits.drain (30s).`,
@@ -48,6 +55,7 @@ SIGTERM drains: open connections may end by themselves for limits.drain (30s).`,
 		return c.runProxy(ctx, path, o)
 	})
 	cmd.AddCommand(c.proxyStatusCommand(), c.proxyConnectionsCommand(), c.proxyDrainCommand())
+	cmd.AddCommand(c.proxySetupCommand(), c.proxyCleanupCommand(), c.proxyCheckCommand())
 	return cmd
 }
 

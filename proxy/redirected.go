@@ -1,0 +1,142 @@
+// This file holds the serving of redirected connections: where each was
+// going decides which inbound or outbound path it takes.
+
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/proxy/intercept"
+)
+
+// Why a connection to a transparent port is a loop.
+var (
+	errOwnConnection = errors.New("the proxy opened this connection itself: the interception rules do not let its user pass")
+	errOwnListener   = errors.New("the original destination is a listener of this proxy")
+)
+
+// origin finds where a redirected connection was going, and refuses what
+// would come back to the proxy.
+func (p *Proxy) origin(l *link) (netip.AddrPort, error) {
+	if p.dialled.has(addrOf(l.near.RemoteAddr())) {
+		return netip.AddrPort{}, errOwnConnection
+	}
+	return intercept.OriginalDestination(l.near.TCPConn)
+}
+
+// serveRedirectedIn serves a connection from another machine, and reports
+// whether it was forwarded; otherwise it is over.
+func (p *Proxy) serveRedirectedIn(ctx context.Context, l *link) bool {
+	to, err := p.origin(l)
+	if err == nil && p.listensOn(to.Port()) {
+		err = errOwnListener
+	}
+	if err != nil {
+		return p.refuseRedirected(audit.DirectionInbound, l, to, err)
+	}
+	settings := p.cfg.Transparent.Inbound.port(to.Port())
+	in := &Inbound{Forward: to.String(), Port: to.Port(), Protocol: settings.Protocol, ALPN: settings.ALPN}
+	if p.cfg.Transparent.Inbound.Forward == ForwardLoopback {
+		host := "127.0.0.1"
+		if to.Addr().Is6() {
+			host = "::1"
+		}
+		in.Forward = net.JoinHostPort(host, strconv.Itoa(int(to.Port())))
+	}
+	l.original = to
+	return p.serveInbound(ctx, in, l)
+}
+
+// serveRedirectedOut serves a connection of a local process, and reports
+// whether it was forwarded; otherwise it is over.
+func (p *Proxy) serveRedirectedOut(ctx context.Context, l *link) bool {
+	to, err := p.origin(l)
+	if err == nil && to.Addr().IsLoopback() && p.listensOn(to.Port()) {
+		err = errOwnListener
+	}
+	if err != nil {
+		return p.refuseRedirected(audit.DirectionOutbound, l, to, err)
+	}
+	l.original = to
+	if d, ok := p.destinations.find(to); ok {
+		out := &Outbound{Dial: d.dial(to), ID: d.ID, ServerName: d.ServerName, ALPN: d.ALPN}
+		return p.serveOutbound(ctx, out, l)
+	}
+	return p.passThrough(ctx, l, to)
+}
+
+// dialKnown dials so that a connection which comes back is known.
+func (p *Proxy) dialKnown(ctx context.Context, dialer net.Dialer, address string) (*raw, error) {
+	c, forget, err := p.dialled.dial(ctx, dialer, address)
+	if err != nil {
+		return nil, err
+	}
+	t, err := tcpOf(c)
+	if err != nil {
+		forget()
+		return nil, err
+	}
+	r, err := newRaw(t, nil)
+	if err != nil {
+		forget()
+		t.Close()
+		return nil, err
+	}
+	r.closing = forget
+	return r, nil
+}
+
+// listensOn reports whether the port is one of the proxy's listeners'.
+func (p *Proxy) listensOn(number uint16) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(p.ports, func(o port) bool { return addrOf(o.listener.Addr()).Port() == number })
+}
+
+// passThrough forwards a connection to a destination without a configured
+// identity as it is, or refuses it where the setting says so.
+func (p *Proxy) passThrough(ctx context.Context, l *link, to netip.AddrPort) bool {
+	source := addrOf(l.near.RemoteAddr())
+	e := p.event(time.Now(), audit.DirectionOutbound, audit.VerdictAllowed, audit.ReasonPlaintextAllowed)
+	e.Transport, e.Source, e.Destination = audit.TransportPlaintext, source.String(), to.String()
+	e.Port, e.Detail = to.Port(), "no identity is configured for the destination"
+	if p.cfg.Transparent.Outbound.Unknown == UnknownRefuse {
+		e.Verdict, e.Reason = audit.VerdictDenied, audit.ReasonPlaintextRefused
+		p.record(e, source)
+		l.close(true)
+		return false
+	}
+	far, err := p.dial(ctx, to.String())
+	if err != nil {
+		e.Verdict, e.Reason, e.Detail = audit.VerdictFailed, audit.ReasonUpstreamUnreachable, brief(err.Error())
+		p.record(e, source)
+		l.close(true)
+		return false
+	}
+	if !l.attach(far) {
+		return false
+	}
+	p.record(e, source)
+	p.forward(l, half{raw: l.near}, half{raw: far})
+	return true
+}
+
+// refuseRedirected ends a connection that has no place to go.
+func (p *Proxy) refuseRedirected(direction string, l *link, to netip.AddrPort, why error) bool {
+	source := addrOf(l.near.RemoteAddr())
+	e := p.event(time.Now(), direction, audit.VerdictDenied, audit.ReasonLoop)
+	e.Source, e.Destination, e.Detail = source.String(), addrOf(l.near.LocalAddr()).String(), brief(why.Error())
+	if to.IsValid() {
+		e.Destination, e.Port = to.String(), to.Port()
+	}
+	p.record(e, source)
+	l.close(true)
+	return false
+}
