@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/identitytest"
 )
 
@@ -215,6 +216,31 @@ func TestIdentityTakenAwayAdmitsNothingNew(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestSecondIdentityTakesNothingAway(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	s.publish(t, "")
+	only := workload{td: s.td, svid: s.api, revision: 1}.snapshot(t)
+	s.agent.change(func() { s.agent.snaps[""] = only })
+	p, in := s.inbound(t, echo(t), func(c *Config) { c.Identity = identity.ID{} })
+	s.agent.deny("") // it has several now
+	s.agent.stop()
+	s.agent.start()
+	s.publish(t, denyPort(1))
+	eventually(t, "the new policies, asked for by name", func() bool { return p.Status().Generation == s.rev })
+	if _, err := callTo(in, s.client(s.web)); err != nil || p.Ready() != nil {
+		t.Errorf("%v, %v", err, p.Ready())
+	}
+	// The one that it holds goes, and only another is left.
+	s.agent.deny(s.api.ID.String())
+	eventually(t, "the loss", func() bool { return p.Ready() != nil })
+	s.agent.change(func() {
+		delete(s.agent.denied, "")
+		s.agent.snaps[""] = workload{td: s.td, svid: s.web, revision: 9}.snapshot(t)
+	})
+	eventually(t, "another identity", func() bool { return p.Ready() == nil && p.Status().Identity == s.web.ID.String() })
 }
 
 func TestMemoryAtItsBoundRefusesNewConnectionsOnly(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/policy"
 	"github.com/aval-id/aval/identity/wire"
 	"github.com/aval-id/aval/rotation"
@@ -52,7 +53,7 @@ func dialAgent(path string) (*grpc.ClientConn, error) {
 func (p *Proxy) watch(ctx context.Context, client wire.ProxyClient) error {
 	last := ""
 	for attempt := 0; ; attempt++ {
-		got, err := p.watchOnce(ctx, client)
+		got, err := p.watchOnce(ctx, client, p.wanted(attempt))
 		p.connected.Store(false)
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -74,12 +75,24 @@ func (p *Proxy) watch(ctx context.Context, client wire.ProxyClient) error {
 	}
 }
 
+// wanted is the identity to ask for. A proxy whose file names none takes the
+// process's only one and asks for that by name from then on: that the process
+// gets another takes nothing away. Once it is denied, the only one is asked
+// for again every other time, for it may be another now.
+func (p *Proxy) wanted(attempt int) identity.ID {
+	s := p.state.Load()
+	if !p.cfg.Identity.IsZero() || s == nil || p.withdrawn.Load() != nil && attempt%2 == 1 {
+		return p.cfg.Identity
+	}
+	return s.id()
+}
+
 // watchOnce serves one stream and reports whether anything came over it.
-func (p *Proxy) watchOnce(ctx context.Context, client wire.ProxyClient) (got bool, err error) {
+func (p *Proxy) watchOnce(ctx context.Context, client wire.ProxyClient, wanted identity.ID) (got bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := client.Watch(ctx, &wire.WatchRequest{
-		Identity:  p.cfg.Identity.String(),
+		Identity:  wanted.String(),
 		Evaluator: policy.EvaluatorVersion,
 	})
 	if err != nil {
