@@ -34,6 +34,9 @@ type Settings struct {
 	// DefaultDeny makes a workload without any ALLOW policy refuse
 	// everything. Otherwise it accepts what no DENY policy refuses.
 	DefaultDeny bool
+	// Requests admits what is decided by request and on dry run. It is for
+	// those that enforce both; elsewhere such policies are refused.
+	Requests bool
 }
 
 func (s Settings) root() string {

@@ -11,50 +11,6 @@ import (
 	"github.com/aval-id/aval/identity"
 )
 
-// The reasons of a Decision. Records carry them, so they do not change.
-const (
-	ReasonAllowed          = "allowed"            // an authenticated peer that the policies let in
-	ReasonPlaintextAllowed = "plaintext_allowed"  // a peer without identity that mode and policies let in
-	ReasonPolicyDenied     = "policy_denied"      // a DENY matched, or no ALLOW did
-	ReasonPlaintextRefused = "plaintext_refused"  // the mode demands mTLS
-	ReasonWrongTrustDomain = "wrong_trust_domain" // a foreign peer that no ALLOW rule admits by its domain
-)
-
-// Connection is what is known of a connection to the workload. Missing
-// addresses fail closed where a policy asks for them.
-type Connection struct {
-	Peer        identity.ID // authenticated by mTLS; zero in plaintext
-	Source      netip.Addr  // of the direct peer
-	Destination netip.Addr  // the workload's own address
-	Port        uint16      // the workload's own port
-	SNI         string      // server name of the ClientHello, or ""
-}
-
-// Decision is the verdict about a connection and how it came about. It holds
-// no reference to the connection.
-type Decision struct {
-	Allowed bool
-	// Reason is one of the Reason constants.
-	Reason string
-	// Policy is the "ns/name" of the AuthorizationPolicy that decided, "" where
-	// none did: the mode refused, no ALLOW policy matched or none is there.
-	Policy string
-	// Rule is the index of the rule that decided, -1 where none did.
-	Rule int
-	// Mode is the mode in force on the port, and ModeSource the "ns/name" of
-	// the PeerAuthentication that set it, "" for the default.
-	Mode       Mode
-	ModeSource string
-	// Consulted is the "ns/name" of every AuthorizationPolicy that applies to
-	// the workload, DENY before ALLOW before AUDIT. It is shared: the caller
-	// must not change it.
-	Consulted []string
-	// Audit is the "ns/name" of the first AUDIT policy that matched, or "".
-	Audit string
-	// Generation is that of the Set.
-	Generation uint64
-}
-
 // Set is the policies that apply to one workload, compiled. It is immutable
 // and safe for concurrent use. A nil or zero Set admits nothing.
 type Set struct {
@@ -133,6 +89,14 @@ func (s *Set) Mode(port uint16) (mode Mode, source string) {
 	}
 	return s.whole.mode, s.whole.source
 }
+
+// NeedsHTTP reports whether a policy that may apply to the port has fields
+// that only requests of HTTP have. No policy that this version admits has.
+func (s *Set) NeedsHTTP(port uint16) bool { return false }
+
+// DecideRequest judges a request, or with HTTP nil a connection, as Decide
+// does.
+func (s *Set) DecideRequest(r *Request) Decision { return s.Decide(r.Connection) }
 
 // Decide judges a connection by mode and policies together: plaintext where
 // the mode refuses it, then DENY, then the trust domain, then ALLOW. It
