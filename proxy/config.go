@@ -5,6 +5,7 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/document"
+	"github.com/aval-id/aval/proxy/request"
 )
 
 // The documented defaults of Limits.
@@ -51,6 +53,10 @@ type Config struct {
 	Outbound []Outbound
 	// Limits bound what connections can cost.
 	Limits Limits
+	// AccessLog writes a JSON object for each request to AccessWriter, which
+	// means the standard output where it is nil.
+	AccessLog    bool
+	AccessWriter io.Writer
 	// Logger receives what operators need to know; nil discards it.
 	Logger *slog.Logger
 }
@@ -65,6 +71,9 @@ type Inbound struct {
 	// ALPN lists the protocols the application speaks, such as h2. Empty
 	// means that none is negotiated.
 	ALPN []string `json:"alpn"`
+	// ForwardProtocol is what an application that speaks HTTP gets:
+	// ForwardHTTP1 or ForwardH2C. Empty leaves it to Protocol.
+	ForwardProtocol string `json:"forwardProtocol"`
 }
 
 // Outbound is a listener for the workload's own calls: plaintext comes in
@@ -99,15 +108,18 @@ type Limits struct {
 	// MaxRecords bounds the records that wait for the agent. The oldest are
 	// dropped, and counted.
 	MaxRecords int `json:"maxRecords"`
+	// Requests bound what clients that speak HTTP can cost.
+	Requests request.Limits `json:"requests"`
 }
 
 // configFile is the YAML form of Config.
 type configFile struct {
-	Agent    string      `json:"agent"`
-	Identity identity.ID `json:"identity"`
-	Inbound  []Inbound   `json:"inbound"`
-	Outbound []Outbound  `json:"outbound"`
-	Limits   Limits      `json:"limits"`
+	Agent     string      `json:"agent"`
+	Identity  identity.ID `json:"identity"`
+	Inbound   []Inbound   `json:"inbound"`
+	Outbound  []Outbound  `json:"outbound"`
+	Limits    Limits      `json:"limits"`
+	AccessLog bool        `json:"accessLog"`
 }
 
 // ParseConfig decodes a configuration file strictly: unknown fields are
@@ -117,7 +129,7 @@ func ParseConfig(file string, data []byte) (Config, error) {
 	if err := document.Decode(file, data, &f); err != nil {
 		return Config{}, err
 	}
-	cfg := Config{Agent: f.Agent, Identity: f.Identity, Inbound: f.Inbound, Outbound: f.Outbound, Limits: f.Limits}
+	cfg := Config{Agent: f.Agent, Identity: f.Identity, Inbound: f.Inbound, Outbound: f.Outbound, Limits: f.Limits, AccessLog: f.AccessLog}
 	if _, err := cfg.withDefaults(); err != nil {
 		return Config{}, fmt.Errorf("%s: %w", file, err)
 	}
@@ -176,11 +188,12 @@ func (l Inbound) withDefaults() (Inbound, error) {
 	switch l.Protocol {
 	case "":
 		l.Protocol = ProtocolAuto
-	case ProtocolAuto, ProtocolTLS, ProtocolServerFirst:
+	case ProtocolAuto, ProtocolTLS, ProtocolServerFirst, ProtocolHTTP, ProtocolHTTP2, ProtocolGRPC:
 	default:
-		return Inbound{}, fmt.Errorf("protocol: %q is none of %s, %s, %s", l.Protocol, ProtocolAuto, ProtocolTLS, ProtocolServerFirst)
+		return Inbound{}, fmt.Errorf("protocol: %q is none of %s, %s, %s, %s, %s, %s", l.Protocol,
+			ProtocolAuto, ProtocolTLS, ProtocolServerFirst, ProtocolHTTP, ProtocolHTTP2, ProtocolGRPC)
 	}
-	return l, nil
+	return l.withRequests()
 }
 
 func (l Outbound) check() error {
@@ -216,6 +229,9 @@ func (l Limits) withDefaults() (Limits, error) {
 	orDefault(&l.DialTimeout, DefaultDialTimeout)
 	orDefault(&l.Drain, DefaultDrain)
 	orDefault(&l.MaxRecords, DefaultMaxRecords)
+	if err := l.Requests.Check(); err != nil {
+		return Limits{}, fmt.Errorf("limits: requests: %w", err)
+	}
 	return l, nil
 }
 

@@ -173,6 +173,11 @@ func (v *visit) connection(peer identity.ID, sni string) policy.Connection {
 // policies admit a peer without identity.
 func (v *visit) plaintext(ctx context.Context, transport string, far *raw) bool {
 	v.transport = transport
+	if far == nil && transport == audit.TransportPlaintext && v.byRequest() {
+		if forwarded, done := v.plainRequests(); done {
+			return forwarded
+		}
+	}
 	conn := v.connection(identity.ID{}, v.opening.hello.SNI)
 	d := v.st.set.Decide(conn)
 	if !d.Allowed {
@@ -197,7 +202,7 @@ func (v *visit) terminate(ctx context.Context, far *raw) bool {
 			return &mtls.Rejection{Reason: mtls.ReasonIDMismatch, ID: p.ID, Serial: p.Serial,
 				Err: fmt.Errorf("peer has the role %s, not workload", role)}
 		}
-		if d = v.st.set.Decide(v.connection(p.ID, v.opening.hello.SNI)); !d.Allowed {
+		if d = v.judge(p.ID, v.opening.hello.SNI); !d.Allowed {
 			return &mtls.Rejection{Reason: d.Reason, ID: p.ID, Serial: p.Serial, Err: errors.New("policies do not allow it")}
 		}
 		return nil
@@ -209,6 +214,9 @@ func (v *visit) terminate(ctx context.Context, far *raw) bool {
 	}
 	v.p.metrics.handshake.Observe(time.Since(began).Seconds())
 	a := admission{conn: v.connection(peer.ID, v.opening.hello.SNI), clientSerial: peer.Serial}
+	if far == nil && v.byRequest() {
+		return v.secureRequests(ctx, a, d, conn)
+	}
 	return v.admit(ctx, a, d, half{raw: v.l.near, tls: conn}, far)
 }
 
@@ -356,7 +364,7 @@ func (p *Proxy) reconsider(st *state) {
 		if a == nil {
 			continue
 		}
-		d := st.set.Decide(a.conn)
+		d := a.judge(st.set)
 		if d.Allowed || !l.close(true) {
 			continue
 		}
@@ -366,6 +374,9 @@ func (p *Proxy) reconsider(st *state) {
 		e.Port, e.SNI, e.Detail = a.conn.Port, brief(a.conn.SNI), d.Reason
 		decided(e, d)
 		p.record(e, a.source)
+	}
+	for _, s := range p.requests {
+		s.Reconsider(st.set)
 	}
 }
 

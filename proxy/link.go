@@ -32,6 +32,7 @@ type admission struct {
 	source, destination netip.AddrPort
 	transport           string
 	clientSerial        string
+	byRequest           bool // its requests are judged one by one
 }
 
 // attach gives the link its far side. It reports false, and closes far, where

@@ -118,6 +118,7 @@ func compile(snap *wire.Snapshot, td identity.TrustDomain) (*policy.Set, error) 
 		TrustDomain:   td,
 		RootNamespace: snap.GetSettings().GetRootNamespace(),
 		DefaultDeny:   snap.GetSettings().GetDefaultDeny(),
+		Requests:      true,
 	}
 	var docs []document.Document
 	var unreadable []policy.AuthorizationPolicy
