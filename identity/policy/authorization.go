@@ -41,6 +41,7 @@ type AuthorizationPolicy struct {
 	action   Action
 	selector selector
 	rules    []rule
+	dryRun   bool
 	needs    int // version of the evaluator
 }
 
@@ -49,6 +50,9 @@ func (p AuthorizationPolicy) Key() document.Key { return p.key }
 
 // Action returns what the policy does.
 func (p AuthorizationPolicy) Action() Action { return p.action }
+
+// DryRun reports whether the policy is only tried.
+func (p AuthorizationPolicy) DryRun() bool { return p.dryRun }
 
 // Needs returns the EvaluatorVersion that understands the policy.
 func (p AuthorizationPolicy) Needs() int { return p.needs }
@@ -80,7 +84,7 @@ func Load(docs []document.Document, s Settings) ([]PeerAuthentication, []Authori
 			}
 		case document.AuthorizationPolicy:
 			var p AuthorizationPolicy
-			if p, _, err = ParseAuthorizationPolicy(d, s); err == nil {
+			if p, _, err = parseAuthorization(d, s); err == nil {
 				aps = append(aps, p)
 			}
 		}
@@ -113,63 +117,13 @@ func (p *AuthorizationPolicy) readable() bool {
 	return false
 }
 
-// match returns the first rule that matches f.
-func (p *AuthorizationPolicy) match(f *facts) (index int, ok bool) {
-	for i := range p.rules {
-		if p.rules[i].matches(f, p.action == Allow) {
-			return i, true
-		}
-	}
-	return -1, false
-}
-
 // rule is from AND to AND when. A rule without from takes every source, one
 // without to every operation.
 type rule struct {
 	from []clause // ORed
 	to   []clause // ORed
 	when clause
-}
-
-// clause is terms that must all hold.
-type clause []term
-
-// matches reports whether the rule takes f. With allow, what cannot be known
-// does not match, and a foreign peer needs a source that writes its trust
-// domain out; otherwise what cannot be known matches.
-func (r *rule) matches(f *facts, allow bool) bool {
-	written := allow && f.foreign
-	if written && len(r.from) == 0 {
-		return false
-	}
-	return r.when.holds(f, !allow) && anyHolds(r.to, f, !allow, false) && anyHolds(r.from, f, !allow, written)
-}
-
-// anyHolds reports whether one of the clauses holds, or there is none. With
-// written, the clause must also write the peer's trust domain out.
-func anyHolds(clauses []clause, f *facts, unknown, written bool) bool {
-	for _, c := range clauses {
-		if c.holds(f, unknown) && (!written || c.writesOut(f)) {
-			return true
-		}
-	}
-	return len(clauses) == 0
-}
-
-func (c clause) holds(f *facts, unknown bool) bool {
-	for i := range c {
-		if !c[i].holds(f, unknown) {
-			return false
-		}
-	}
-	return true
-}
-
-func (c clause) writesOut(f *facts) bool {
-	for i := range c {
-		if c[i].writesOut(f) {
-			return true
-		}
-	}
-	return false
+	// requestFields are the paths of the fields that only HTTP has, as the
+	// document writes them.
+	requestFields []string
 }

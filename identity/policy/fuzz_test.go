@@ -37,7 +37,7 @@ func FuzzPrincipal(f *testing.F) {
 	f.Add("*b")
 	f.Fuzz(func(t *testing.T, value string) {
 		p := parser{doc: document.Document{}}
-		term := p.term(attrPrincipal, false, []string{value}, "x")
+		term := p.term(term{attribute: attrPrincipal}, []string{value}, "x")
 		if len(p.errs) > 0 {
 			return
 		}
@@ -49,11 +49,18 @@ func FuzzPrincipal(f *testing.F) {
 		if err != nil {
 			return
 		}
-		f := Set{domain: own}
-		if facts := f.facts(Connection{Peer: id}); !term.holds(&facts, false) {
+		set := Set{domain: own}
+		var x index
+		x.add(place{}, &rule{from: []clause{{term}}})
+		matches := func(id identity.ID) bool {
+			f := set.facts(&Request{Connection: Connection{Peer: id}}, true)
+			_, ok := x.first(&f)
+			return ok
+		}
+		if !matches(id) {
 			t.Fatalf("%s does not match itself", value)
 		}
-		if facts := f.facts(Connection{Peer: near}); term.holds(&facts, false) {
+		if matches(near) {
 			t.Fatalf("%s matches %s", value, near)
 		}
 	})

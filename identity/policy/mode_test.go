@@ -152,7 +152,7 @@ func TestStrictRefusesOnlyPlaintext(t *testing.T) {
 // Every value of every enum that is not known ends in a refusal.
 func TestUnknownValuesDeny(t *testing.T) {
 	for m := range 256 {
-		s := &Set{domain: own, whole: resolved{mode: Mode(m)}, openByRule: true}
+		s := &Set{domain: own, enforced: ruling{whole: resolved{mode: Mode(m)}, open: true}}
 		want := Mode(m) == Disable || Mode(m) == Permissive
 		if d := s.Decide(from(t, "")); d.Allowed != want {
 			t.Errorf("plaintext in %v: %+v", Mode(m), d)
@@ -170,7 +170,7 @@ func TestUnknownValuesDeny(t *testing.T) {
 	for a := range 256 {
 		for _, not := range []bool{false, true} {
 			unknown := term{attribute: attribute(a), not: not}
-			if attribute(a) >= attrPrincipal && attribute(a) <= attrSNI {
+			if attribute(a) >= attrPrincipal && attribute(a) <= lastAttribute {
 				continue
 			}
 			for _, r := range []rule{{when: clause{unknown}}, {to: []clause{{unknown}}}, {from: []clause{{unknown}}}} {

@@ -19,10 +19,30 @@ type PeerAuthentication struct {
 	selector selector
 	mode     Mode
 	ports    map[uint16]Mode
+	dryRun   bool
 }
 
 // Key returns which document this is.
 func (p PeerAuthentication) Key() document.Key { return p.key }
+
+// DryRun reports whether the policy is only tried.
+func (p PeerAuthentication) DryRun() bool { return p.dryRun }
+
+// Needs returns the EvaluatorVersion that understands the policy.
+func (p PeerAuthentication) Needs() int {
+	if p.dryRun {
+		return requestsVersion
+	}
+	return 1
+}
+
+// appliesTo reports whether the policy is about w, or about all that w is of.
+func (p *PeerAuthentication) appliesTo(s Settings, w Workload) bool {
+	if p.key.Namespace == s.root() && len(p.selector) == 0 {
+		return true
+	}
+	return p.key.Namespace == w.Namespace && p.selector.matches(w.Labels)
+}
 
 // Mode returns the mode that is written for all ports, or Unset.
 func (p PeerAuthentication) Mode() Mode { return p.mode }
@@ -42,7 +62,7 @@ type rawPeerAuthentication struct {
 // portLevelMtls without a selector. The error is a document.Errors with every
 // fault.
 func ParsePeerAuthentication(d document.Document, s Settings) (PeerAuthentication, []Warning, error) {
-	errs := checkEnvelope(d, document.PeerAuthentication)
+	dryRun, errs := checkEnvelope(d, document.PeerAuthentication, s)
 	if len(errs) > 0 {
 		return PeerAuthentication{}, nil, errs
 	}
@@ -57,6 +77,7 @@ func ParsePeerAuthentication(d document.Document, s Settings) (PeerAuthenticatio
 		created:  d.Metadata().CreationTimestamp,
 		selector: sel,
 		mode:     raw.MTLS.Mode,
+		dryRun:   dryRun,
 	}
 	if len(sel) > 0 && p.key.Namespace == s.root() {
 		errs = append(errs, d.Errorf("spec.selector", "", "", "a selector in the root namespace %s is not allowed: a policy there covers the whole trust domain; put it into the namespace of the workloads", s.root()))
@@ -98,18 +119,19 @@ func (p *PeerAuthentication) before(q *PeerAuthentication) bool {
 // same scope, each with the winner. Policies with selectors have the same
 // scope if they are in one namespace and their selectors are equal; unequal
 // selectors that meet on one workload are settled there by the same order.
+// Policies on dry run hold no scope, but may find it held.
 func Conflicts(pas []PeerAuthentication) map[document.Key]document.Key {
 	winners := map[string]*PeerAuthentication{}
 	for i := range pas {
 		p := &pas[i]
 		scope := p.scope()
-		if w := winners[scope]; w == nil || p.before(w) {
+		if w := winners[scope]; w == nil || w.dryRun && !p.dryRun || w.dryRun == p.dryRun && p.before(w) {
 			winners[scope] = p
 		}
 	}
 	ignored := map[document.Key]document.Key{}
 	for i := range pas {
-		if w := winners[pas[i].scope()]; w.key != pas[i].key {
+		if w := winners[pas[i].scope()]; w.key != pas[i].key && (!pas[i].dryRun || w.before(&pas[i])) {
 			ignored[pas[i].key] = w.key
 		}
 	}

@@ -13,14 +13,18 @@ import (
 
 // EvaluatorVersion is the meaning of policies that this package knows. It
 // grows when an old evaluator would misread a policy that it can parse.
-const EvaluatorVersion = 1
+const EvaluatorVersion = 2
+
+// requestsVersion is the EvaluatorVersion that knows what Settings.Requests
+// admits. Version 1 knows all the rest.
+const requestsVersion = 2
 
 // DefaultRootNamespace is the namespace whose policies cover the whole trust
 // domain, unless Settings says otherwise.
 const DefaultRootNamespace = "aval-system"
 
 // DryRunAnnotation marks a policy that is to be evaluated and not enforced.
-// This version refuses policies that carry it as "true".
+// It is "true" or "false".
 const DryRunAnnotation = "aval.dev/dry-run"
 
 // Settings is what a trust domain sets for all of its policies.
@@ -106,9 +110,9 @@ func (s selector) matches(labels map[string]string) bool {
 	return true
 }
 
-// checkEnvelope checks what both kinds demand of a document.
-func checkEnvelope(d document.Document, kind document.Kind) document.Errors {
-	var errs document.Errors
+// checkEnvelope checks what both kinds demand of a document, and reports
+// whether it is on dry run.
+func checkEnvelope(d document.Document, kind document.Kind, s Settings) (dryRun bool, errs document.Errors) {
 	if d.Kind() != kind {
 		errs = append(errs, d.Errorf("kind", d.Kind(), kind, "is another kind"))
 	}
@@ -116,8 +120,15 @@ func checkEnvelope(d document.Document, kind document.Kind) document.Errors {
 	if m.Namespace == "" {
 		errs = append(errs, d.Errorf("metadata.namespace", "", "a DNS label", "is missing"))
 	}
-	if value, ok := m.Annotations[DryRunAnnotation]; ok && value != "false" {
-		errs = append(errs, d.Errorf("metadata.annotations."+DryRunAnnotation, value, "false", "dry-run is not supported by this version"))
+	const field = "metadata.annotations." + DryRunAnnotation
+	switch value, ok := m.Annotations[DryRunAnnotation]; {
+	case !ok || value == "false":
+	case !s.Requests:
+		errs = append(errs, d.Errorf(field, value, "false", "dry-run %s", unsupported))
+	case value != "true":
+		errs = append(errs, d.Errorf(field, value, "true, false", "says neither whether the policy is enforced nor that it is not"))
+	default:
+		dryRun = true
 	}
-	return errs
+	return dryRun, errs
 }

@@ -1,12 +1,9 @@
-// This file holds Set: the policies that apply to one workload, and the
-// decision about a connection.
+// This file holds Set: the policies that apply to one workload, compiled.
 
 package policy
 
 import (
-	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/aval-id/aval/identity"
 )
@@ -15,16 +12,31 @@ import (
 // and safe for concurrent use. A nil or zero Set admits nothing.
 type Set struct {
 	domain     identity.TrustDomain
+	enforced   ruling
+	trial      *ruling // of the enforced policies and those on dry run; nil where none of these applies
+	fields     []requestField
+	generation uint64
+}
+
+// ruling is policies that decide together.
+type ruling struct {
 	whole      resolved
 	ports      map[uint16]resolved
 	halted     bool   // a policy cannot be read
 	unreadable string // "ns/name" of the first such policy
-	deny       []AuthorizationPolicy
-	allow      []AuthorizationPolicy
-	audit      []AuthorizationPolicy
-	openByRule bool // no ALLOW policy applies, and the setting says allow
+	deny       index
+	allow      index
+	audit      index
+	hasAllow   bool
+	open       bool // what no DENY matches is allowed: no ALLOW policy applies, and the setting says so
 	consulted  []string
-	generation uint64
+}
+
+// requestField is a field that only HTTP has, in a rule that may apply to some
+// ports.
+type requestField struct {
+	policy, field string
+	ports         []uint16 // nil means all
 }
 
 // Compile selects the policies that apply to w. The order of the input does
@@ -33,36 +45,63 @@ type Set struct {
 // caller's number for this state of the policies.
 func Compile(s Settings, w Workload, pas []PeerAuthentication, aps []AuthorizationPolicy, generation uint64) *Set {
 	set := &Set{domain: s.TrustDomain, generation: generation}
-	set.whole, set.ports = resolve(s, w, pas)
-	var applied []AuthorizationPolicy
+	var enforced, applied []AuthorizationPolicy
+	tried := slices.ContainsFunc(pas, func(p PeerAuthentication) bool { return p.dryRun && p.appliesTo(s, w) })
 	for i := range aps {
-		if aps[i].appliesTo(s, w) {
-			applied = append(applied, aps[i])
+		if !aps[i].appliesTo(s, w) {
+			continue
 		}
+		applied = append(applied, aps[i])
+		if aps[i].dryRun {
+			tried = true
+		} else {
+			enforced = append(enforced, aps[i])
+		}
+		set.fields = append(set.fields, aps[i].requestFields()...)
 	}
-	slices.SortStableFunc(applied, func(a, b AuthorizationPolicy) int { return a.key.Compare(b.key) })
-	for _, p := range applied {
-		switch {
-		case !p.readable():
-			if !set.halted {
-				set.halted, set.unreadable = true, p.path
-			}
-			set.consulted = append(set.consulted, p.path)
-		case p.action == Deny:
-			set.deny = append(set.deny, p)
-		case p.action == Allow:
-			set.allow = append(set.allow, p)
-		default:
-			set.audit = append(set.audit, p)
-		}
-	}
-	set.openByRule = len(set.allow) == 0 && !s.DefaultDeny
-	for _, list := range [][]AuthorizationPolicy{set.deny, set.allow, set.audit} {
-		for i := range list {
-			set.consulted = append(set.consulted, list[i].path)
-		}
+	settled := slices.DeleteFunc(slices.Clone(pas), func(p PeerAuthentication) bool { return p.dryRun })
+	set.enforced = rulingOf(s, w, settled, enforced)
+	if tried {
+		trial := rulingOf(s, w, pas, applied)
+		set.trial = &trial
 	}
 	return set
+}
+
+func rulingOf(s Settings, w Workload, pas []PeerAuthentication, aps []AuthorizationPolicy) ruling {
+	r := ruling{allow: index{allow: true}}
+	r.whole, r.ports = resolve(s, w, pas)
+	slices.SortStableFunc(aps, func(a, b AuthorizationPolicy) int { return a.key.Compare(b.key) })
+	var deny, allow, audit []string
+	for i := range aps {
+		p := &aps[i]
+		switch {
+		case !p.readable():
+			if !r.halted {
+				r.halted, r.unreadable = true, p.path
+			}
+			r.consulted = append(r.consulted, p.path)
+		case p.action == Deny:
+			deny = append(deny, p.path)
+			r.deny.addPolicy(p)
+		case p.action == Allow:
+			allow = append(allow, p.path)
+			r.allow.addPolicy(p)
+		default:
+			audit = append(audit, p.path)
+			r.audit.addPolicy(p)
+		}
+	}
+	r.hasAllow = len(allow) > 0
+	r.open = !r.hasAllow && !s.DefaultDeny
+	r.consulted = slices.Concat(r.consulted, deny, allow, audit)
+	return r
+}
+
+func (x *index) addPolicy(p *AuthorizationPolicy) {
+	for i := range p.rules {
+		x.add(place{policy: p.path, rule: i}, &p.rules[i])
+	}
 }
 
 // Generation returns the number that was given to Compile.
@@ -75,7 +114,15 @@ func (s *Set) Generation() uint64 {
 
 // HasAllow reports whether an ALLOW policy applies to the workload. Where
 // none does, the setting of the trust domain decides.
-func (s *Set) HasAllow() bool { return s != nil && len(s.allow) > 0 }
+func (s *Set) HasAllow() bool { return s != nil && s.enforced.hasAllow }
+
+// HasAllow reports whether an enforced ALLOW policy among aps applies to w,
+// as the Set of both would, without compiling them.
+func HasAllow(s Settings, w Workload, aps []AuthorizationPolicy) bool {
+	return slices.ContainsFunc(aps, func(p AuthorizationPolicy) bool {
+		return p.action == Allow && !p.dryRun && p.readable() && p.appliesTo(s, w)
+	})
+}
 
 // Mode returns the mode in force on a port of the workload and the "ns/name"
 // of the PeerAuthentication that set it, "" for the default. Only a nil or
@@ -84,93 +131,76 @@ func (s *Set) Mode(port uint16) (mode Mode, source string) {
 	if s == nil {
 		return Unset, ""
 	}
-	if r, ok := s.ports[port]; ok {
-		return r.mode, r.source
-	}
-	return s.whole.mode, s.whole.source
+	m := s.enforced.mode(port)
+	return m.mode, m.source
 }
 
-// NeedsHTTP reports whether a policy that may apply to the port has fields
-// that only requests of HTTP have. No policy that this version admits has.
-func (s *Set) NeedsHTTP(port uint16) bool { return false }
+func (r *ruling) mode(port uint16) resolved {
+	if m, ok := r.ports[port]; ok {
+		return m
+	}
+	return r.whole
+}
 
-// DecideRequest judges a request, or with HTTP nil a connection, as Decide
-// does.
-func (s *Set) DecideRequest(r *Request) Decision { return s.Decide(r.Connection) }
+// NeedsHTTP reports whether a policy that may apply to the port, also one on
+// dry run, has fields that only requests of HTTP have.
+func (s *Set) NeedsHTTP(port uint16) bool {
+	return s != nil && slices.ContainsFunc(s.fields, func(f requestField) bool { return f.on(port) })
+}
 
-// Decide judges a connection by mode and policies together: plaintext where
-// the mode refuses it, then DENY, then the trust domain, then ALLOW. It
-// allocates nothing.
-func (s *Set) Decide(c Connection) Decision {
-	d := Decision{Reason: ReasonPolicyDenied, Rule: -1}
+// RequestFields returns the fields that NeedsHTTP means, as "ns/name FIELD",
+// in order. Where the port's connections are not HTTP they are dropped: in an
+// ALLOW rule with the whole rule, in DENY and AUDIT alone.
+func (s *Set) RequestFields(port uint16) []string {
 	if s == nil {
-		return d
+		return nil
 	}
-	d.Mode, d.ModeSource = s.Mode(c.Port)
-	d.Consulted, d.Generation = s.consulted, s.generation
-	f := s.facts(c)
-	if p, _ := firstMatch(s.audit, &f); p != nil {
-		d.Audit = p.path
-	}
-	if f.peer.IsZero() && !d.Mode.AdmitsPlaintext() {
-		d.Reason = ReasonPlaintextRefused
-		return d
-	}
-	if s.halted {
-		d.Policy = s.unreadable
-		return d
-	}
-	if p, rule := firstMatch(s.deny, &f); p != nil {
-		d.Policy, d.Rule = p.path, rule
-		return d
-	}
-	p, rule := firstMatch(s.allow, &f)
-	switch {
-	case p != nil:
-		d.Policy, d.Rule, d.Allowed = p.path, rule, true
-	case f.foreign:
-		d.Reason = ReasonWrongTrustDomain
-	case s.openByRule:
-		d.Allowed = true
-	}
-	if d.Allowed {
-		d.Reason = ReasonAllowed
-		if f.peer.IsZero() {
-			d.Reason = ReasonPlaintextAllowed
+	var out []string
+	for _, f := range s.fields {
+		if f.on(port) {
+			out = append(out, f.policy+" "+f.field)
 		}
 	}
-	return d
+	slices.Sort(out)
+	return out
 }
 
-func firstMatch(list []AuthorizationPolicy, f *facts) (*AuthorizationPolicy, int) {
-	for i := range list {
-		if rule, ok := list[i].match(f); ok {
-			return &list[i], rule
+func (f requestField) on(port uint16) bool { return f.ports == nil || slices.Contains(f.ports, port) }
+
+// requestFields returns the fields of p that only HTTP has.
+func (p *AuthorizationPolicy) requestFields() []requestField {
+	var out []requestField
+	for i := range p.rules {
+		r := &p.rules[i]
+		for _, field := range r.requestFields {
+			out = append(out, requestField{policy: p.path, field: field, ports: r.ports()})
 		}
 	}
-	return nil, -1
+	return out
 }
 
-// facts brings a connection into the form that terms compare.
-func (s *Set) facts(c Connection) facts {
-	f := facts{
-		peer:        c.Peer,
-		source:      plainAddr(c.Source),
-		destination: plainAddr(c.Destination),
-		port:        c.Port,
-		sni:         strings.TrimSuffix(c.SNI, "."),
+// ports returns the ports that a rule can match, nil for all.
+func (r *rule) ports() []uint16 {
+	if ports := r.when.ports(); ports != nil {
+		return ports
 	}
-	if c.Peer.IsZero() {
-		return f
+	var out []uint16
+	for _, c := range r.to {
+		ports := c.ports()
+		if ports == nil {
+			return nil
+		}
+		out = append(out, ports...)
 	}
-	f.domain, f.path = c.Peer.TrustDomain().String(), c.Peer.Path()
-	f.foreign = c.Peer.TrustDomain() != s.domain
-	if !f.foreign {
-		f.account.namespace, f.account.name, f.hasAccount = c.Peer.ServiceAccount()
-	}
-	return f
+	return out
 }
 
-// plainAddr makes IPv4 of IPv4 in IPv6, and drops the zone, which would keep
-// an address out of every block.
-func plainAddr(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+// ports returns the ports that a clause can match, nil for all.
+func (c clause) ports() []uint16 {
+	for i := range c {
+		if c[i].attribute == attrDestinationPort && !c[i].not {
+			return c[i].ports
+		}
+	}
+	return nil
+}

@@ -27,26 +27,45 @@ const maxSNIBytes = 255
 
 // allowedValues says for each attribute what a value looks like.
 var allowedValues = map[attribute]string{
-	attrPrincipal:       "a SPIFFE ID without spiffe://, such as example.org/ns/shop/sa/web; PREFIX*, *SUFFIX or *",
-	attrNamespace:       "a namespace; PREFIX*, *SUFFIX or *",
-	attrServiceAccount:  "NAMESPACE/ACCOUNT, or ACCOUNT in the policy's namespace",
-	attrTrustDomain:     "a trust domain such as example.org; PREFIX*, *SUFFIX or *",
-	attrSourceIP:        "an address or a CIDR block",
-	attrDestinationIP:   "an address or a CIDR block",
-	attrDestinationPort: "a port from 1 to 65535",
-	attrSNI:             "a server name; PREFIX*, *SUFFIX or *",
+	attrPrincipal:        "a SPIFFE ID without spiffe://, such as example.org/ns/shop/sa/web; PREFIX*, *SUFFIX or *",
+	attrNamespace:        "a namespace; PREFIX*, *SUFFIX or *",
+	attrServiceAccount:   "NAMESPACE/ACCOUNT, or ACCOUNT in the policy's namespace",
+	attrTrustDomain:      "a trust domain such as example.org; PREFIX*, *SUFFIX or *",
+	attrSourceIP:         "an address or a CIDR block",
+	attrRemoteIP:         "an address or a CIDR block",
+	attrDestinationIP:    "an address or a CIDR block",
+	attrDestinationPort:  "a port from 1 to 65535",
+	attrSNI:              "a server name; PREFIX*, *SUFFIX or *",
+	attrHost:             "a host without port; PREFIX*, *SUFFIX or *",
+	attrMethod:           "a method such as GET; PREFIX*, *SUFFIX or *",
+	attrPath:             "a path such as /api/items; PREFIX*, *SUFFIX, * or a template such as /api/{*}/items or /api/{**}",
+	attrHeader:           "a value; PREFIX*, *SUFFIX or *",
+	attrRequestPrincipal: "ISSUER/SUBJECT of a token; PREFIX*, *SUFFIX or *",
+	attrAudiences:        "an audience; PREFIX*, *SUFFIX or *",
+	attrPresenter:        "a presenter; PREFIX*, *SUFFIX or *",
+	attrClaim:            "a value; PREFIX*, *SUFFIX or *",
 }
 
-// term parses the values of one list. Faults are kept at each value's place.
-func (p *parser) term(a attribute, not bool, values []string, path string) term {
-	t := term{attribute: a, not: not}
+// term parses the values of one list into t. Faults are kept at each value's
+// place.
+func (p *parser) term(t term, values []string, path string) term {
+	if t.attribute.ofRequests() {
+		if !p.settings.Requests {
+			p.fault(path, "", "", unsupported)
+			return t
+		}
+		p.needs = max(p.needs, requestsVersion)
+	}
+	if t.attribute.ofHTTP() {
+		p.fields = append(p.fields, path)
+	}
 	if len(values) == 0 {
-		p.fault(path, "", allowedValues[a], "has no values")
+		p.fault(path, "", allowedValues[t.attribute], "has no values")
 	}
 	for i, value := range values {
 		at := fmt.Sprintf("%s[%d]", path, i)
 		if err := p.value(&t, value, at); err != nil {
-			p.fault(at, value, allowedValues[a], "%w", err)
+			p.fault(at, value, allowedValues[t.attribute], "%w", err)
 		}
 	}
 	return t
@@ -68,19 +87,24 @@ func (p *parser) value(t *term, value, path string) error {
 			_, err := identity.ParseTrustDomain(s)
 			return err
 		})
-	case attrSourceIP, attrDestinationIP:
+	case attrSourceIP, attrRemoteIP, attrDestinationIP:
 		block, err := parseBlock(value)
 		t.blocks = append(t.blocks, block)
 		return err
 	case attrDestinationPort:
 		port, err := parsePort(value)
-		if t.ports == nil {
-			t.ports = map[uint16]struct{}{}
-		}
-		t.ports[port] = struct{}{}
+		t.ports = append(t.ports, port)
 		return err
 	case attrSNI:
-		return addPattern(&t.text, strings.TrimSuffix(value, "."), checkServerName)
+		return addPattern(&t.text, lowered(strings.TrimSuffix(value, ".")), checkServerName)
+	case attrHost:
+		return p.host(t, value, path)
+	case attrMethod:
+		return p.method(t, value, path)
+	case attrPath:
+		return p.path(t, value, path)
+	case attrHeader, attrRequestPrincipal, attrAudiences, attrPresenter, attrClaim:
+		return addPattern(&t.text, value, checkText)
 	}
 	return fmt.Errorf("attribute %d is unknown", t.attribute)
 }
@@ -103,7 +127,7 @@ func (p *parser) principal(t *term, value, path string) error {
 		// Any character completes a prefix to an ID.
 		_, err = identity.ParseID(spiffeScheme + prefix + "x")
 		if !strings.HasSuffix(prefix, "/") {
-			p.warn(path, "the prefix %q ends inside a segment: it also takes in every longer name, such as %q", value, prefix+"b")
+			p.warnSegment(path, value, prefix)
 		}
 	case isSuffix:
 		if strings.Contains(suffix, "*") {
@@ -113,17 +137,14 @@ func (p *parser) principal(t *term, value, path string) error {
 	case strings.Contains(value, "*"):
 		return errWildcard
 	default:
-		var id identity.ID
-		if id, err = identity.ParseID(spiffeScheme + value); err == nil {
-			if t.ids == nil {
-				t.ids = map[identity.ID]struct{}{}
-			}
-			t.ids[id] = struct{}{}
-		}
-		return err
+		_, err = identity.ParseID(spiffeScheme + value)
 	}
 	t.text.add(value)
 	return err
+}
+
+func (p *parser) warnSegment(path, value, prefix string) {
+	p.warn(path, "the prefix %q ends inside a segment: it also takes in every longer name, such as %q; end it with \"/*\" to mean only what is below", value, prefix+"b")
 }
 
 // addPattern adds an exact text or a pattern; check looks at the part without
@@ -176,10 +197,7 @@ func addAccount(t *term, value, namespace string) error {
 			return err
 		}
 	}
-	if t.accounts == nil {
-		t.accounts = map[account]struct{}{}
-	}
-	t.accounts[account{namespace, name}] = struct{}{}
+	t.accounts = append(t.accounts, account{namespace, name})
 	return nil
 }
 
