@@ -35,7 +35,8 @@ func TestConfigIsParsedAndDefaulted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Limits{DefaultMaxConnections, DefaultHandshakeTimeout, DefaultServerFirstWait, DefaultDialTimeout, DefaultDrain, DefaultMaxRecords}
+	want := Limits{MaxConnections: DefaultMaxConnections, HandshakeTimeout: DefaultHandshakeTimeout, ServerFirstWait: DefaultServerFirstWait,
+		DialTimeout: DefaultDialTimeout, Drain: DefaultDrain, MaxRecords: DefaultMaxRecords}
 	if in := p.cfg.Inbound[0]; in.Port != 8080 || in.Protocol != ProtocolAuto || p.cfg.Limits != want {
 		t.Errorf("defaults: %+v", p.cfg)
 	}

@@ -226,9 +226,22 @@ func (v *visit) secureStream(ctx context.Context, a admission, conn *tls.Conn, a
 }
 
 // warnNotHTTP says where policies ask for what the connection does not have.
-func (v *visit) warnNotHTTP() {
-	v.p.log.Warn("policies of this port ask for HTTP, and a connection is not HTTP: ALLOW rules with such fields match nothing, DENY and AUDIT rules leave these fields out",
-		"port", v.in.Port, "source", v.source.String())
+func (v *visit) warnNotHTTP() { warnFields(v.p.log, v.st.set, v.in) }
+
+// warnDropped says it of the ports that cannot be HTTP, when policies change.
+func (p *Proxy) warnDropped(set *policy.Set) {
+	for i := range p.cfg.Inbound {
+		if in := &p.cfg.Inbound[i]; !in.Protocol.speaksHTTP() && in.Protocol != ProtocolAuto {
+			warnFields(p.log, set, in)
+		}
+	}
+}
+
+func warnFields(log *slog.Logger, set *policy.Set, in *Inbound) {
+	if fields := set.RequestFields(in.Port); len(fields) > 0 {
+		log.Warn("not HTTP, and policies ask for HTTP: ALLOW rules with these fields match nothing, DENY and AUDIT rules are read without them",
+			"port", in.Port, "protocol", string(in.Protocol), "fields", fields)
+	}
 }
 
 // handOver makes sure that the newest policies agree, records, and gives the
