@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/identitytest"
@@ -93,8 +94,8 @@ func TestAPathIsReadByPoliciesAsTheApplicationGetsIt(t *testing.T) {
 		}
 		got := s.rawRequest(t, in, "GET "+path+" HTTP/1.1\r\nHost: api.shop\r\nConnection: close\r\n\r\n")
 		seen := app.requests()
-		if status(got) != want {
-			t.Errorf("%q: %q, want %s", path, status(got), want)
+		if statusOf(got) != want {
+			t.Errorf("%q: %q, want %s", path, statusOf(got), want)
 		}
 		if (want == "200") != (len(seen) == 1) {
 			t.Errorf("%q: the application sees %q", path, seen)
@@ -139,8 +140,8 @@ func TestAHostIsReadByPoliciesAsTheApplicationGetsIt(t *testing.T) {
 		"api.shop": "200", "[::1]:80": "200", "127.0.0.1": "200",
 	} {
 		got := s.rawRequest(t, in, "GET / HTTP/1.1\r\nHost: "+host+"\r\nConnection: close\r\n\r\n")
-		if status(got) != want {
-			t.Errorf("HTTP/1.1 %q: %q, want %s", host, status(got), want)
+		if statusOf(got) != want {
+			t.Errorf("HTTP/1.1 %q: %q, want %s", host, statusOf(got), want)
 		}
 		two := newFramed(t, s.dialTLS(t, in, "h2")).get(":method", "GET", ":scheme", "https", ":authority", host, ":path", "/")
 		if two != want && !(want == "400" && two == "reset") {
@@ -160,7 +161,7 @@ func TestMethodsAreReadByPoliciesAsTheApplicationGetsThem(t *testing.T) {
 	app := newSite(t, nil)
 	_, in := s.requestsTo(t, app.address(), nil)
 	for method, want := range map[string]string{"DELETE": "403", "TRACE": "403", "delete": "400", "Delete": "400", "CONNECT": "400", "PRI": "400", "GE T": "400", "PURGE": "200"} {
-		if got := status(s.rawRequest(t, in, method+" / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")); got != want {
+		if got := statusOf(s.rawRequest(t, in, method+" / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")); got != want {
 			t.Errorf("HTTP/1.1 %s: %q, want %s", method, got, want)
 		}
 		two := newFramed(t, s.dialTLS(t, in, "h2")).get(":method", method, ":scheme", "https", ":authority", "api.shop", ":path", "/")
@@ -179,23 +180,27 @@ func TestNothingIsSmuggled(t *testing.T) {
 	_, in := s.requestsTo(t, app.address(), nil)
 	const hidden = "GET /admin HTTP/1.1\r\nHost: a\r\n\r\n"
 	for name, text := range map[string]string{
-		"CL.TE":           "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 44\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + hidden,
-		"TE.CL":           "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n27\r\n" + hidden + "\r\n0\r\n\r\n",
-		"TE.TE":           "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\nContent-Length: 4\r\n\r\n27\r\n" + hidden,
-		"TE with blank":   "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 44\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n" + hidden,
-		"TE folded":       "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 44\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n" + hidden,
-		"CL.CL":           "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 44\r\n\r\n" + hidden,
-		"CL list":         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0, 44\r\n\r\n" + hidden,
+		"CL.TE":           "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 32\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + hidden,
+		"TE.CL":           "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n20\r\n" + hidden + "\r\n0\r\n\r\n",
+		"TE.TE":           "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\nContent-Length: 4\r\n\r\n20\r\n" + hidden,
+		"TE with blank":   "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 32\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n" + hidden,
+		"TE folded":       "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 32\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n" + hidden,
+		"CL.CL":           "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 32\r\n\r\n" + hidden,
+		"CL list":         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0, 32\r\n\r\n" + hidden,
 		"NUL":             "POST / HTTP/1.1\r\nHost: a\r\nX: \x00\r\n\r\n" + hidden,
-		"bare LF":         "POST / HTTP/1.1\r\nHost: a\r\nX: y\nContent-Length: 44\r\n\r\n" + hidden,
+		"bare LF":         "POST / HTTP/1.1\r\nHost: a\r\nX: y\nContent-Length: 32\r\n\r\n" + hidden,
 		"chunk overflow":  "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10000000000000000\r\n" + hidden,
-		"chunk extension": "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;\nxx\r\n27\r\n" + hidden,
+		"chunk extension": "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;\nxx\r\n20\r\n" + hidden,
 		"absolute-form":   "GET http://internal.shop/ HTTP/1.1\r\nHost: a\r\n\r\n" + hidden,
-		"length of a GET": "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 39\r\nConnection: close\r\n\r\n" + hidden,
+		"length of a GET": "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 32\r\nConnection: close\r\n\r\n" + hidden,
 		"h2c":             "GET /x HTTP/1.1\r\nHost: a\r\nConnection: close, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 		"after websocket": "GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n" + hidden,
 	} {
+		began := time.Now()
 		answer := s.rawRequest(t, in, text)
+		if took := time.Since(began); took > 3*time.Second {
+			t.Errorf("%s: the connection stays open for %v after %q", name, took, answer)
+		}
 		for _, r := range app.requests() {
 			if strings.HasSuffix(r, "/admin") {
 				t.Errorf("%s: the application sees %s", name, r)

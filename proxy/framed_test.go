@@ -152,10 +152,10 @@ func TestHeadersAreBounded(t *testing.T) {
 	app := newSite(t, nil)
 	_, in := s.requestsTo(t, app.address(), nil)
 	long := strings.Repeat("x", request.DefaultHeaderBytes)
-	if got := status(s.rawRequest(t, in, "GET / HTTP/1.1\r\nHost: a\r\nX: "+long+"\r\n\r\n")); got != "431" {
+	if got := statusOf(s.rawRequest(t, in, "GET / HTTP/1.1\r\nHost: a\r\nX: "+long+"\r\n\r\n")); got != "431" {
 		t.Errorf("HTTP/1.1: %q", got)
 	}
-	if got := status(s.rawRequest(t, in, "GET /"+long+" HTTP/1.1\r\nHost: a\r\n\r\n")); got != "431" {
+	if got := statusOf(s.rawRequest(t, in, "GET /"+long+" HTTP/1.1\r\nHost: a\r\n\r\n")); got != "431" {
 		t.Errorf("HTTP/1.1 target: %q", got)
 	}
 	c := s.httpClient(t, in, s.web, true)

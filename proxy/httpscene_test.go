@@ -149,8 +149,8 @@ func (s *scene) rawRequest(t testing.TB, address, text string) string {
 	return string(b)
 }
 
-// status is the status of a raw answer.
-func status(answer string) string {
+// statusOf is the status of a raw answer.
+func statusOf(answer string) string {
 	if f := strings.Fields(answer); len(f) > 1 {
 		return f[1]
 	}
@@ -168,4 +168,15 @@ func (s *scene) dialTLS(t testing.TB, address string, protocols ...string) *tls.
 		t.Fatal(err)
 	}
 	return c
+}
+
+// listenTCP opens a port for an application.
+func listenTCP(t testing.TB) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
 }

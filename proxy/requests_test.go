@@ -164,7 +164,7 @@ func TestWhatThePeerSaysOfItselfNeverArrives(t *testing.T) {
 		"GET / HTTP/1.1\r\nHost: a\r\nConnection: close, aval-peer-id, x-forwarded-client-cert\r\nAval-Peer-Id: forged\r\n\r\n",
 		"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nAval-Peer-Id: forged\r\n\r\n",
 	} {
-		if got := s.rawRequest(t, in, text); status(got) != "200" {
+		if got := s.rawRequest(t, in, text); statusOf(got) != "200" {
 			t.Errorf("%q", got)
 		}
 		check(t)

@@ -21,14 +21,17 @@ const (
 	DefaultIdleTimeout   = 5 * time.Minute
 )
 
+// resetsPerStream says how many requests a client may take back for each
+// stream that it may have, over those that it let be answered.
+const resetsPerStream = 4
+
 // Limits bound what a connection's requests can cost. Zero means the default.
 type Limits struct {
 	// HeaderBytes bounds a request's first line and header fields together.
 	// A larger one is answered with 431.
 	HeaderBytes int `json:"headerBytes"`
-	// Streams bounds the concurrent requests of one HTTP/2 connection. A
-	// connection that resets four times as many before they could start is
-	// closed.
+	// Streams bounds the concurrent requests of one HTTP/2 connection. One
+	// that resets four times as many requests before their answers is closed.
 	Streams int `json:"streams"`
 	// HeaderTimeout bounds the time in which a request's header must arrive,
 	// from its first byte, or for the first request from the beginning.

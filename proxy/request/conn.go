@@ -37,6 +37,9 @@ type conn struct {
 	guard guard // the reader's
 
 	refused atomic.Bool // by the guard
+	// withdrawn counts the requests that the client took back before they had
+	// an answer, less those that had one.
+	withdrawn atomic.Int64
 	once    sync.Once
 	gone    func() // called once, after the connection is closed
 
@@ -95,6 +98,21 @@ func (c *conn) Close() error {
 func (c *conn) cut() {
 	c.Conn.SetDeadline(time.Unix(1, 0))
 	c.Close()
+}
+
+// answered and takenBack keep the balance of a client: one that opens streams
+// only to reset them makes work for the application and reads nothing.
+func (c *conn) answered() {
+	if c.withdrawn.Load() > 0 {
+		c.withdrawn.Add(-1)
+	}
+}
+
+func (c *conn) takenBack() {
+	if c.withdrawn.Add(1) > int64(resetsPerStream*c.s.cfg.Limits.Streams) {
+		c.s.log.Warn("connection closed: its client resets what it asks for", "source", c.RemoteAddr().String())
+		c.cut()
+	}
 }
 
 func (c *conn) add(e *exchange) {

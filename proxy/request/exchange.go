@@ -39,6 +39,7 @@ type exchange struct {
 	trace  string
 	cancel context.CancelCauseFunc
 	cause  func() error
+	stop   func() bool // of closing the body with the context; may be nil
 
 	upgrade bool // the client asks for a websocket
 	grpc    bool

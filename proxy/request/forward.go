@@ -21,13 +21,12 @@ func (e *exchange) forward(ctx context.Context) {
 	if e.r.ProtoAtLeast(1, 1) {
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: early.pass})
 	}
-	out, body := e.outgoing(ctx)
-	if body != nil {
-		// A round trip may still read the body after it has returned.
-		defer body.Close()
-		if e.r.ProtoMajor == 1 {
-			http.NewResponseController(e.w).EnableFullDuplex()
-		}
+	out := e.outgoing(ctx)
+	if out.Body != nil && e.r.ProtoMajor == 1 {
+		http.NewResponseController(e.w).EnableFullDuplex()
+	}
+	if e.stop != nil {
+		defer e.stop()
 	}
 	res, err := e.transport().RoundTrip(out)
 	early.end()
@@ -36,6 +35,7 @@ func (e *exchange) forward(ctx context.Context) {
 		return
 	}
 	defer res.Body.Close()
+	e.c.answered()
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		e.tunnel(ctx, res)
 		return
@@ -59,14 +59,24 @@ func (e *exchange) transport() http.RoundTripper {
 
 // outgoing is the request as the application gets it. Its header is the one
 // that came, cleaned.
-func (e *exchange) outgoing(ctx context.Context) (*http.Request, io.ReadCloser) {
+//
+// Its body is closed by the server alone, and after the answer is on its way:
+// to close it is to wait for what the client may never send.
+func (e *exchange) outgoing(ctx context.Context) *http.Request {
 	r := e.r
 	out := (&http.Request{Method: r.Method, URL: e.target.url(), Host: e.target.host, Header: r.Header,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(ctx)
 	if r.ContentLength == 0 || r.Body == nil || r.Body == http.NoBody {
-		return out, nil
+		return out
 	}
 	out.Body, out.ContentLength = r.Body, r.ContentLength
+	if r.ProtoMajor == 2 {
+		body := &breakable{ReadCloser: r.Body}
+		// The client's half of an HTTP/2 stream may be silent for as long as it
+		// lasts, and net/http waits for it alone.
+		e.stop = context.AfterFunc(ctx, func() { body.Close() })
+		out.Body = body
+	}
 	if r.ContentLength < 0 {
 		out.TransferEncoding = []string{"chunked"} // or net/http waits to see whether a GET has a body
 		if len(r.Trailer) > 0 {
@@ -76,10 +86,22 @@ func (e *exchange) outgoing(ctx context.Context) (*http.Request, io.ReadCloser) 
 					out.Trailer[name] = nil
 				}
 			}
-			out.Body = &trailed{ReadCloser: r.Body, from: r, to: out.Trailer}
+			out.Body = &trailed{ReadCloser: out.Body, from: r, to: out.Trailer}
 		}
 	}
-	return out, out.Body
+	return out
+}
+
+// breakable is a body of HTTP/2, where closing ends a read that waits. It may
+// be closed by anyone, once.
+type breakable struct {
+	io.ReadCloser
+	once sync.Once
+}
+
+func (b *breakable) Close() (err error) {
+	b.once.Do(func() { err = b.ReadCloser.Close() })
+	return err
 }
 
 // trailed hands over the trailer fields that were announced, once the body
@@ -111,6 +133,7 @@ func (e *exchange) failed(err error) {
 	case e.c.refused.Load():
 		e.answer(http.StatusBadRequest)
 	case e.r.Context().Err() != nil:
+		e.c.takenBack()
 		panic(http.ErrAbortHandler) // the client has gone
 	case errors.As(err, &timeout) && timeout.Timeout():
 		e.answer(http.StatusGatewayTimeout)
@@ -142,9 +165,10 @@ func (e *exchange) copyHead(res *http.Response) {
 	}
 	for name := range res.Trailer {
 		h.Add("Trailer", name)
+		delete(h, "Content-Length") // HTTP/1.1 has trailers in chunked bodies alone
 	}
 	e.w.WriteHeader(res.StatusCode)
-	if res.ContentLength < 0 && res.Body != http.NoBody {
+	if (res.ContentLength < 0 || len(res.Trailer) > 0) && res.Body != http.NoBody {
 		http.NewResponseController(e.w).Flush()
 	}
 }
