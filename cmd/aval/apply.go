@@ -17,6 +17,7 @@ import (
 func (c *cli) applyCommand() *cobra.Command {
 	var files []string
 	var dryRun bool
+	from := ""
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE|DIR|-",
 		Short: "Create or change documents, all or none",
@@ -24,20 +25,30 @@ func (c *cli) applyCommand() *cobra.Command {
 .json) or the standard input, checks all of them, and changes the server's in
 one step: either every document takes effect or none does.
 
-A document without a namespace goes into the one that -n names, or "default".`,
+A document without a namespace goes into the one that -n names, or "default".
+
+With --from istio the files hold Istio's documents (security.istio.io), which
+are written as ours; what they mean differently here is said on standard
+error. cluster.local becomes the own trust domain, and istio-system the root
+namespace.`,
 		Example: `  aval apply -f web.yaml
+  kubectl get authorizationpolicies,peerauthentications -A -o yaml | aval apply --from istio -f - --dry-run
   aval apply -f documents/ --dry-run
   cat web.yaml | aval apply -f - -n shop`,
 		Args: takes(),
 	}
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, directory, or - for the standard input; may be repeated")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only show what would change")
+	cmd.Flags().Var(&choice{&from, []string{"aval", "istio"}}, "from", "whose documents the files hold: aval, istio")
 	c.namespaceFlag(cmd, defaultNamespace, "namespace of documents that name none")
 	c.adminFlag(cmd)
 	c.outputFlag(cmd, formTable, formJSON, formYAML)
 	cmd.RunE = act(func(ctx context.Context, _ []string) error {
 		if len(files) == 0 {
 			return usage(errors.New("apply: -f is missing"))
+		}
+		if from == "istio" {
+			return c.applyIstio(ctx, files, dryRun)
 		}
 		return c.apply(ctx, files, dryRun)
 	})
@@ -64,6 +75,31 @@ func (c *cli) apply(ctx context.Context, files []string, dryRun bool) error {
 		}
 	}
 	return err
+}
+
+// applyIstio translates Istio's documents for the server and applies them.
+func (c *cli) applyIstio(ctx context.Context, files []string, dryRun bool) error {
+	sources, err := c.readSources(files)
+	if err != nil {
+		return err
+	}
+	return c.admin(ctx, func(admin wire.AdminClient) error {
+		s, err := policySettings(ctx, admin)
+		if err != nil {
+			return err
+		}
+		docs, notes, err := importSources(sources, c.namespace, s)
+		if err != nil {
+			return err
+		}
+		for _, note := range notes {
+			fmt.Fprintf(c.err, "differs: %s\n", note)
+		}
+		if len(docs) == 0 {
+			return usage(fmt.Errorf("apply: no policy in %s", strings.Join(files, ", ")))
+		}
+		return c.applyTo(ctx, admin, docs, dryRun)
+	})
 }
 
 func (c *cli) applyTo(ctx context.Context, admin wire.AdminClient, docs []document.Document, dryRun bool) error {

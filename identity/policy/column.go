@@ -185,10 +185,7 @@ func (c *column) lookup(h *hits, f *facts) (known bool) {
 	case attrPath:
 		c.path(h, f.http.Path)
 	case attrHeader:
-		if f.http.Header != nil {
-			value, _ := f.http.Header(c.name)
-			c.one(h, value)
-		}
+		c.one(h, f.http.header(c.name))
 	case attrRequestPrincipal, attrAudiences, attrPresenter, attrClaim:
 		if f.jwt != nil {
 			c.token(h, f.jwt)

@@ -66,6 +66,22 @@ func (f *facts) address(a attribute) netip.Addr {
 	return addr.Unmap().WithZone("")
 }
 
+// header returns the value of a header. Those that HTTP/2 writes as
+// pseudo-headers (RFC 9113 §8.3.1) are known from elsewhere.
+func (h *HTTP) header(name string) string {
+	switch name {
+	case "host", ":authority":
+		return h.Host
+	case ":method":
+		return h.Method
+	}
+	if h.Header == nil {
+		return ""
+	}
+	value, _ := h.Header(name)
+	return value
+}
+
 // claim walks to a claim whose steps are joined with claimSep.
 func (t *JWT) claim(steps string) any {
 	claims := t.Claims

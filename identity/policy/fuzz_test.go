@@ -14,13 +14,14 @@ func FuzzParsePolicies(f *testing.F) {
 	f.Add([]byte(head + `"AuthorizationPolicy","spec":{"action":"DENY","rules":[{"from":[{"source":{"principals":["a/b","*","a/*","*/b"],"notNamespaces":["x"],"trustDomains":["a"],"ipBlocks":["10.0.0.0/8","::1"]}}],"to":[{"operation":{"ports":[80,"81"]}}],"when":[{"key":"connection.sni","values":["*.a"]}]}]}}`))
 	f.Add([]byte(head + `"AuthorizationPolicy","spec":{"rules":[{"from":[{"source":{"serviceAccounts":["a/b","c"]}}]}]}}`))
 	f.Add([]byte(head + `"PeerAuthentication","spec":{"selector":{"matchLabels":{"tier":"back"}},"mtls":{"mode":"STRICT"},"portLevelMtls":{"8080":{"mode":"DISABLE"}}}}`))
+	f.Add([]byte(head + `"AuthorizationPolicy","spec":{"action":"AUDIT","rules":[{"from":[{"source":{"requestPrincipals":["a/b"],"remoteIpBlocks":["10.0.0.0/8"]}}],"to":[{"operation":{"hosts":["*.a"],"methods":["GET"],"paths":["/a/{*}/{**}","/b*","*c"]}}],"when":[{"key":"request.headers[x]","notValues":["*"]},{"key":"request.auth.claims[a][b]","values":["c"]}]}]}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		d, err := document.FromJSON(data)
 		if err != nil {
 			return
 		}
-		pas, aps, err := Load([]document.Document{d}, settings)
-		set := Compile(settings, api, pas, aps, 1)
+		pas, aps, err := Load([]document.Document{d}, requests)
+		set := Compile(requests, api, pas, aps, 1)
 		for _, peer := range []string{"", web, foreign} {
 			verdict := set.Decide(from(t, peer))
 			if err != nil && verdict.Allowed && (d.Key().Namespace == api.Namespace || d.Key().Namespace == DefaultRootNamespace) {

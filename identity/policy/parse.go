@@ -16,7 +16,7 @@ type rawAuthorizationPolicy struct {
 	Rules      []rawRule            `json:"rules"`
 	TargetRef  document.Unsupported `json:"targetRef"`
 	TargetRefs document.Unsupported `json:"targetRefs"`
-	Provider   document.Unsupported `json:"provider"`
+	Provider   any                  `json:"provider"`
 }
 
 type rawRule struct {
@@ -82,6 +82,9 @@ func parseAuthorization(d document.Document, s Settings) (AuthorizationPolicy, *
 		p.needs = requestsVersion
 	}
 	p.allow = ap.action == Allow
+	if raw.Provider != nil {
+		p.fault("spec.provider", "", "", unsupported)
+	}
 	if _, ok := d.Metadata().Annotations[istioDryRun]; ok {
 		p.warn("metadata.annotations."+istioDryRun, "is not read, so the policy is enforced; the name here is %s", DryRunAnnotation)
 	}
@@ -128,7 +131,7 @@ func (p *parser) action(s string) Action {
 	case "AUDIT":
 		return Audit
 	case "CUSTOM":
-		p.fault("spec.action", s, "ALLOW, DENY, AUDIT", unsupported)
+		p.fault("spec.action", s, "ALLOW, DENY, AUDIT", "%s, which asks no external authorizer", unsupported)
 	default:
 		e := p.doc.Errorf("spec.action", s, "ALLOW, DENY, AUDIT", "is not an action")
 		if near := document.Nearest(strings.ToUpper(s), []string{"ALLOW", "DENY", "AUDIT"}); near != "" {

@@ -37,6 +37,9 @@ func TestUncoveredFieldsAreRefusedByName(t *testing.T) {
 			t.Errorf("%s\n got %v\nwant %s", c.spec, err, c.want)
 		}
 	}
+	if _, _, err := ParseAuthorizationPolicy(doc(t, document.AuthorizationPolicy, "shop/p", "action: CUSTOM\nprovider: {name: x}"), requests); err == nil || !strings.Contains(err.Error(), "spec.action") || !strings.Contains(err.Error(), "spec.provider") {
+		t.Error(err)
+	}
 	for annotation, ok := range map[string]bool{"aval.dev/dry-run: 'true'": false, "aval.dev/dry-run: yes": false, "aval.dev/dry-run: 'false'": true} {
 		_, _, err := ParseAuthorizationPolicy(doc(t, document.AuthorizationPolicy, "shop/p", "{}", annotation), settings)
 		if (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "dry-run is not supported by this version") {

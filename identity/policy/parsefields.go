@@ -187,7 +187,11 @@ func (p *parser) conditionKey(key, path string) (term, bool) {
 			p.fault(path, key, headerKey+"[NAME]", "has no name of a header in brackets")
 			return term{}, false
 		}
-		return term{attribute: attrHeader, name: lowered(name)}, true
+		if name = lowered(name); name[0] == ':' && name != ":method" && name != ":authority" {
+			p.fault(path, key, headerKey+"[:method], "+headerKey+"[:authority]", "is no header that is compared; for paths there is operation.paths")
+			return term{}, false
+		}
+		return term{attribute: attrHeader, name: name}, true
 	}
 	if rest, ok := strings.CutPrefix(key, claimKey+"["); ok {
 		inside, closed := strings.CutSuffix(rest, "]")
