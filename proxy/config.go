@@ -5,6 +5,7 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/document"
+	"github.com/aval-id/aval/proxy/request"
 )
 
 // The documented defaults of Limits.
@@ -68,6 +70,10 @@ type Config struct {
 	// Sockets are listeners that are open already; each must belong to one
 	// of Inbound or Outbound, by its name or its address. New takes them over.
 	Sockets []Socket
+	// AccessLog writes a JSON object for each request to AccessWriter, which
+	// means the standard output where it is nil.
+	AccessLog    bool
+	AccessWriter io.Writer
 	// Logger receives what operators need to know; nil discards it.
 	Logger *slog.Logger
 }
@@ -91,6 +97,9 @@ type Inbound struct {
 	// SendProxyProtocol tells the application for whom the connection is:
 	// v1, v2, or empty for no header.
 	SendProxyProtocol ProxyProtocolVersion `json:"sendProxyProtocol"`
+	// ForwardProtocol is what an application that speaks HTTP gets:
+	// ForwardHTTP1 or ForwardH2C. Empty leaves it to Protocol.
+	ForwardProtocol string `json:"forwardProtocol"`
 }
 
 // Outbound is a listener for the workload's own calls: plaintext comes in
@@ -149,16 +158,19 @@ type Limits struct {
 	// MaxRecords bounds the records that wait for the agent. The oldest are
 	// dropped, and counted.
 	MaxRecords int `json:"maxRecords"`
+	// Requests bound what clients that speak HTTP can cost.
+	Requests request.Limits `json:"requests"`
 }
 
 // configFile is the YAML form of Config.
 type configFile struct {
-	Agent    string      `json:"agent"`
-	Identity identity.ID `json:"identity"`
-	Inbound  []Inbound   `json:"inbound"`
-	Outbound []Outbound  `json:"outbound"`
-	Limits   Limits      `json:"limits"`
-	Admin    string      `json:"admin"`
+	Agent     string      `json:"agent"`
+	Identity  identity.ID `json:"identity"`
+	Inbound   []Inbound   `json:"inbound"`
+	Outbound  []Outbound  `json:"outbound"`
+	Limits    Limits      `json:"limits"`
+	Admin     string      `json:"admin"`
+	AccessLog bool        `json:"accessLog"`
 
 	OnPeerExpiry   Action `json:"onPeerExpiry"`
 	OnIdentityLost Action `json:"onIdentityLost"`
@@ -174,7 +186,7 @@ func ParseConfig(file string, data []byte) (Config, error) {
 		return Config{}, err
 	}
 	cfg := Config{Agent: f.Agent, Identity: f.Identity, Inbound: f.Inbound, Outbound: f.Outbound, Transparent: f.Transparent, Limits: f.Limits,
-		Admin: f.Admin, OnPeerExpiry: f.OnPeerExpiry, OnIdentityLost: f.OnIdentityLost}
+		Admin: f.Admin, OnPeerExpiry: f.OnPeerExpiry, OnIdentityLost: f.OnIdentityLost, AccessLog: f.AccessLog}
 	if _, err := cfg.withDefaults(); err != nil {
 		return Config{}, fmt.Errorf("%s: %w", file, err)
 	}
@@ -244,15 +256,20 @@ func (l Inbound) withDefaults() (Inbound, error) {
 	if err := l.Protocol.check(); err != nil {
 		return Inbound{}, err
 	}
+	l, err = l.withRequests()
+	if err != nil {
+		return Inbound{}, err
+	}
 	return l.withProxyProtocol()
 }
 
 func (p Protocol) check() error {
 	switch p {
-	case "", ProtocolAuto, ProtocolTLS, ProtocolServerFirst:
+	case "", ProtocolAuto, ProtocolTLS, ProtocolServerFirst, ProtocolHTTP, ProtocolHTTP2, ProtocolGRPC:
 		return nil
 	}
-	return fmt.Errorf("protocol: %q is none of %s, %s, %s", p, ProtocolAuto, ProtocolTLS, ProtocolServerFirst)
+	return fmt.Errorf("protocol: %q is none of %s, %s, %s, %s, %s, %s", p,
+		ProtocolAuto, ProtocolTLS, ProtocolServerFirst, ProtocolHTTP, ProtocolHTTP2, ProtocolGRPC)
 }
 
 func (l Outbound) check() error {
@@ -290,6 +307,9 @@ func (l Limits) withDefaults() (Limits, error) {
 	orDefault(&l.MaxRecords, DefaultMaxRecords)
 	orDefault(&l.MaxMemoryMiB, DefaultMaxMemoryMiB)
 	orDefault(&l.MaxHandshakes, min(l.MaxConnections, DefaultMaxHandshakes))
+	if err := l.Requests.Check(); err != nil {
+		return Limits{}, fmt.Errorf("limits: requests: %w", err)
+	}
 	return l, nil
 }
 

@@ -31,6 +31,12 @@ func (s *state) modeFor(source netip.Addr, port uint16, now time.Time) policy.Mo
 	return mode
 }
 
+// exempted reports whether an exception lets the client in where the mode
+// would not. Its connection is then judged as a whole, never by request.
+func (v *visit) exempted() bool {
+	return v.st.exempt.Covering(v.source.Addr(), v.in.Port, time.Now()) != ""
+}
+
 // endExemptions closes what an exception let in once it has ended, until ctx
 // ends.
 func (p *Proxy) endExemptions(ctx context.Context) {

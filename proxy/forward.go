@@ -25,6 +25,8 @@ type half struct {
 	// heard is told once of the first that came from the TLS side: nil for
 	// bytes, or the error that came instead. It may be nil.
 	heard func(error)
+	// ahead was read from the TLS side before, and goes first.
+	ahead []byte
 }
 
 // closeWrite tells the peer that no more will come, and leaves the other
@@ -58,6 +60,9 @@ func pump(to, from half) error {
 // decrypt copies from TLS to plaintext. It reads records as long as the
 // socket has some, writes them together, and waits without a buffer.
 func decrypt(to *raw, from half) error {
+	if _, err := to.Write(from.ahead); err != nil {
+		return err
+	}
 	from.raw.tryOnly = true
 	for {
 		b := borrow()

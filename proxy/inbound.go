@@ -183,6 +183,11 @@ func (v *visit) connection(peer identity.ID, sni string) policy.Connection {
 // policies admit a peer without identity.
 func (v *visit) plaintext(ctx context.Context, transport string, far *raw) bool {
 	v.transport = transport
+	if far == nil && transport == audit.TransportPlaintext && v.byRequest() && !v.exempted() {
+		if forwarded, done := v.plainRequests(); done {
+			return forwarded
+		}
+	}
 	conn := v.connection(identity.ID{}, v.opening.hello.SNI)
 	d, by := v.st.decide(conn, time.Now())
 	if !d.Allowed {
@@ -208,7 +213,7 @@ func (v *visit) terminate(ctx context.Context, far *raw) bool {
 			return &mtls.Rejection{Reason: mtls.ReasonIDMismatch, ID: p.ID, Serial: p.Serial,
 				Err: fmt.Errorf("peer has the role %s, not workload", role)}
 		}
-		if d = v.st.set.Decide(v.connection(p.ID, v.opening.hello.SNI)); !d.Allowed {
+		if d = v.judge(p.ID, v.opening.hello.SNI); !d.Allowed {
 			return &mtls.Rejection{Reason: d.Reason, ID: p.ID, Serial: p.Serial, Err: errors.New("policies do not allow it")}
 		}
 		return nil
@@ -221,6 +226,9 @@ func (v *visit) terminate(ctx context.Context, far *raw) bool {
 	v.p.metrics.handshake.Observe(time.Since(began).Seconds())
 	v.l.meet(peer, conn.ConnectionState())
 	a := admission{conn: v.connection(peer.ID, v.opening.hello.SNI), clientSerial: peer.Serial}
+	if far == nil && v.byRequest() {
+		return v.secureRequests(ctx, a, d, conn)
+	}
 	return v.admit(ctx, a, d, half{raw: v.l.near, tls: conn}, far)
 }
 
@@ -392,7 +400,7 @@ func (p *Proxy) reconsider(st *state) {
 		if a == nil {
 			continue
 		}
-		d, _ := st.decide(a.conn, time.Now())
+		d := a.judge(st)
 		if d.Allowed {
 			continue
 		}
@@ -409,6 +417,9 @@ func (p *Proxy) reconsider(st *state) {
 		e.Port, e.SNI, e.Detail = a.conn.Port, brief(a.conn.SNI), d.Reason
 		decided(e, d)
 		p.record(e, a.source)
+	}
+	for _, s := range p.requests {
+		s.Reconsider(st.set)
 	}
 }
 

@@ -54,6 +54,7 @@ type admission struct {
 	remote              netip.AddrPort // for whom source dialled; source itself unless a header said so
 	transport           string
 	clientSerial        string
+	byRequest           bool // its requests are judged one by one
 }
 
 // party is the other side of an open connection's TLS.

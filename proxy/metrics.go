@@ -68,5 +68,6 @@ func newMetrics(p *Proxy) *metrics {
 // Collectors returns the proxy's metrics for registration.
 func (p *Proxy) Collectors() []prometheus.Collector {
 	m := p.metrics
-	return []prometheus.Collector{m.connections, m.open, m.handshake, m.lifetime, m.snapshots, m.lost, m.reported, m.panics}
+	return append([]prometheus.Collector{m.connections, m.open, m.handshake, m.lifetime, m.snapshots, m.lost, m.reported, m.panics},
+		p.requestMetrics.Collectors()...)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity/mtls"
 	"github.com/aval-id/aval/identity/wire"
+	"github.com/aval-id/aval/proxy/request"
 )
 
 // Proxy serves the listeners of one workload.
@@ -43,6 +44,9 @@ type Proxy struct {
 	open  atomic.Int64 // connections accepted and not finished
 	conns sync.WaitGroup
 	table table
+
+	requests       map[*Inbound]*request.Server // of listeners that may speak HTTP; does not change
+	requestMetrics *request.Metrics
 
 	dialled      dialled       // own connections, where Transparent is set
 	destinations *destinations // known identities of transparent outbound
@@ -90,6 +94,9 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p.metrics = newMetrics(p)
 	p.reporter = newReporter(cfg.Limits.MaxRecords, p.log, p.metrics)
+	if err := p.newServers(); err != nil {
+		return nil, fmt.Errorf("proxy config: %w", err)
+	}
 	return p, nil
 }
 
@@ -153,7 +160,9 @@ func (p *Proxy) serve(ctx context.Context) error {
 	// Handshakes and dials on their way may end while the proxy drains.
 	lasting, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
-	var accepting sync.WaitGroup
+	var accepting, requests sync.WaitGroup
+	requests.Go(func() { p.serveRequests(ctx) })
+	defer requests.Wait()
 	for _, port := range ports {
 		accepting.Go(func() { p.accept(ctx, lasting, port) })
 	}

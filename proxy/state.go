@@ -133,6 +133,7 @@ func compile(snap *wire.Snapshot, td identity.TrustDomain) (set *policy.Set, exe
 		TrustDomain:   td,
 		RootNamespace: snap.GetSettings().GetRootNamespace(),
 		DefaultDeny:   snap.GetSettings().GetDefaultDeny(),
+		Requests:      true,
 	}
 	var docs []document.Document
 	var denying []policy.AuthorizationPolicy

@@ -138,6 +138,9 @@ func (p *Proxy) take(snap *wire.Snapshot, now time.Time) {
 	}
 	p.log.Info("snapshot taken", "spiffe_id", next.id().String(), "serial", next.serial(),
 		"not_after", next.end(), "generation", next.set.Generation(), "policies_changed", changed)
+	if changed {
+		p.warnDropped(next.set)
+	}
 	if prev == nil {
 		close(p.first)
 	} else if changed {

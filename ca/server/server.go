@@ -142,7 +142,7 @@ func (s *Server) assemble() {
 		recorded: func(since time.Time, fn func(audit.Event) bool) error { return readSince(s.authorityLog, since, fn) },
 		parser: parser{
 			trustDomain: s.cfg.TrustDomain,
-			settings:    policy.Settings{TrustDomain: s.cfg.TrustDomain, RootNamespace: s.cfg.RootNamespace, DefaultDeny: s.cfg.DefaultDeny},
+			settings:    policy.Settings{TrustDomain: s.cfg.TrustDomain, RootNamespace: s.cfg.RootNamespace, DefaultDeny: s.cfg.DefaultDeny, Requests: true},
 			workload:    s.profiles().Workload,
 		},
 	}

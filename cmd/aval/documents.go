@@ -184,7 +184,7 @@ func policySettings(ctx context.Context, admin wire.AdminClient) (policy.Setting
 	if err != nil {
 		return policy.Settings{}, fmt.Errorf("the server's trust domain: %w", err)
 	}
-	return policy.Settings{TrustDomain: td, RootNamespace: st.GetRootNamespace(), DefaultDeny: st.GetDefaultDeny()}, nil
+	return policy.Settings{TrustDomain: td, RootNamespace: st.GetRootNamespace(), DefaultDeny: st.GetDefaultDeny(), Requests: true}, nil
 }
 
 // unknownSettings serve to check documents while no server can be asked.
@@ -193,7 +193,7 @@ func unknownSettings() policy.Settings {
 	if err != nil {
 		panic(err)
 	}
-	return policy.Settings{TrustDomain: td}
+	return policy.Settings{TrustDomain: td, Requests: true}
 }
 
 // kindNamed takes a kind as people write it.

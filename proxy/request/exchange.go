@@ -1,0 +1,174 @@
+// This file holds exchange: one request from its arrival to the end of its
+// answer, and how it is judged.
+
+package request
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/aval-id/aval/identity/policy"
+)
+
+// Refusal is a request that the policies refused.
+type Refusal struct {
+	Peer     Peer
+	Decision policy.Decision
+	Method   string
+	Host     string // canonical, without port
+	Path     string // canonical, without query
+	// Late says that the request had been allowed and was under way when the
+	// policies changed.
+	Late bool
+}
+
+// exchange is one request. The goroutine of its handler owns it; facts do not
+// change once it is open.
+type exchange struct {
+	s      *Server
+	c      *conn
+	w      http.ResponseWriter
+	r      *http.Request
+	began  time.Time
+	target target
+	facts  policy.Request
+	http   policy.HTTP
+	trace  string
+	cancel context.CancelCauseFunc
+	cause  func() error
+	stop   func() bool // of closing the body with the context; may be nil
+
+	upgrade bool // the client asks for a websocket
+	grpc    bool
+	allowed bool
+	status  int // of the final answer, 0 before it
+	sent    int64
+}
+
+// serve is the handler of every request.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	c, ok := r.Context().Value(connKey{}).(*conn)
+	if !ok {
+		panic(http.ErrAbortHandler) // unreachable: every connection is a conn
+	}
+	e := &exchange{s: s, c: c, w: w, r: r, began: time.Now()}
+	s.metrics.open.Inc()
+	defer e.end()
+	if c.guard.switching.Load() {
+		w.Header()["Connection"] = []string{"close"}
+		e.upgrade = isUpgrade(r)
+	}
+	var err error
+	if e.target, err = canonicalTarget(r); err != nil || !isMethod(r.Method) {
+		e.answer(http.StatusBadRequest)
+		return
+	}
+	e.grpc = isGRPC(r.Header)
+	cleanHead(r.Header, e.upgrade)
+	c.peer.introduce(r.Header)
+	e.trace = traceOf(r.Header)
+	e.http = policy.HTTP{Method: r.Method, Host: e.target.name, Path: e.target.path, Header: e.field}
+	e.facts = policy.Request{Connection: c.peer.Connection, Remote: c.peer.Remote, HTTP: &e.http}
+	set := s.house.Set()
+	if !e.judge(set) {
+		return
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	e.cancel, e.cause = cancel, func() error { return context.Cause(ctx) }
+	c.add(e)
+	defer c.remove(e)
+	// A change between the verdict and the entry above found nothing to end.
+	if now := s.house.Set(); now != set && !e.judge(now) {
+		return
+	}
+	e.forward(ctx)
+}
+
+// judge asks the policies, and answers where they refuse.
+func (e *exchange) judge(set *policy.Set) bool {
+	d := set.DecideRequest(&e.facts)
+	if e.allowed = d.Allowed; !e.allowed {
+		e.s.house.Refused(e.refusal(d, false))
+		e.answer(http.StatusForbidden)
+	}
+	return e.allowed
+}
+
+func (e *exchange) refusal(d policy.Decision, late bool) Refusal {
+	return Refusal{Peer: e.c.peer, Decision: d, Method: e.http.Method, Host: e.http.Host, Path: e.http.Path, Late: late}
+}
+
+func (e *exchange) field(name string) (string, bool) {
+	return lookup(e.r.Header, e.target.host, name)
+}
+
+// answer gives an answer of the proxy's own, which says no more than its
+// status. To gRPC the codes are translated as its protocol demands.
+func (e *exchange) answer(status int) {
+	h := e.w.Header()
+	if code, ok := grpcCodes[status]; ok && e.grpc {
+		h["Content-Type"], h["Grpc-Status"] = []string{"application/grpc"}, []string{code}
+		h["Grpc-Message"] = []string{strings.ToLower(http.StatusText(status))}
+		e.status = http.StatusOK
+		e.w.WriteHeader(http.StatusOK)
+		return
+	}
+	text := http.StatusText(status) + "\n"
+	h["Content-Type"] = []string{"text/plain; charset=utf-8"}
+	h["X-Content-Type-Options"] = []string{"nosniff"}
+	e.status = status
+	e.w.WriteHeader(status)
+	if n, err := e.w.Write([]byte(text)); err == nil && e.r.Method != http.MethodHead {
+		e.sent = int64(n)
+	}
+}
+
+// grpcCodes are PERMISSION_DENIED, UNAVAILABLE and DEADLINE_EXCEEDED.
+var grpcCodes = map[int]string{
+	http.StatusForbidden:      "7",
+	http.StatusBadGateway:     "14",
+	http.StatusGatewayTimeout: "4",
+}
+
+// isGRPC reports whether the request is a call of gRPC over HTTP/2.
+func isGRPC(h http.Header) bool {
+	v := h["Content-Type"]
+	if len(v) != 1 {
+		return false
+	}
+	rest, ok := strings.CutPrefix(v[0], "application/grpc")
+	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
+}
+
+// isUpgrade reports whether the request asks for a websocket (RFC 6455 §4.1),
+// the one upgrade that is forwarded. An upgrade to HTTP/2 would carry requests
+// that nobody judges.
+func isUpgrade(r *http.Request) bool {
+	return r.Method == http.MethodGet && r.ProtoAtLeast(1, 1) && r.ProtoMajor == 1 &&
+		len(r.Header["Upgrade"]) == 1 && strings.EqualFold(r.Header["Upgrade"][0], "websocket") &&
+		hasToken(strings.Join(r.Header["Connection"], ","), "upgrade")
+}
+
+// end counts and writes down the request that is over.
+func (e *exchange) end() {
+	took := time.Since(e.began)
+	e.s.metrics.open.Dec()
+	e.s.metrics.done(e.status, e.allowed, took)
+	if e.s.cfg.Access == nil {
+		return
+	}
+	verdict := "denied"
+	if e.allowed {
+		verdict = "allowed"
+	}
+	e.s.cfg.Access.LogAttrs(e.r.Context(), slog.LevelInfo, "request",
+		slog.String("method", e.r.Method), slog.String("host", e.target.name), slog.String("path", e.target.path),
+		slog.String("protocol", e.r.Proto), slog.Int("status", e.status), slog.String("verdict", verdict),
+		slog.Int64("bytes", e.sent), slog.Float64("duration_ms", float64(took.Microseconds())/1000),
+		slog.String("client_id", e.c.peer.Connection.Peer.String()), slog.String("source", e.c.peer.Connection.Source.String()),
+		slog.String("trace_id", e.trace))
+}
