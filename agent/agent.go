@@ -41,6 +41,7 @@ type Agent struct {
 	node     *join.Node
 	feed     *roster.Feed
 	spool    *spool.Spool
+	history  *history.History
 	upstream *upstream.Client
 	ring     *keyring.Ring
 	endpoint *endpoint.Server
@@ -81,7 +82,7 @@ func (a *Agent) build() error {
 	if err != nil {
 		return err
 	}
-	checkpoints, err := history.Open(filepath.Join(cfg.DataDir, checkpointsDir), cfg.Logger)
+	a.history, err = history.Open(filepath.Join(cfg.DataDir, checkpointsDir), cfg.Logger)
 	if err != nil {
 		return err
 	}
@@ -90,7 +91,7 @@ func (a *Agent) build() error {
 		return err
 	}
 	a.upstream, err = upstream.New(upstream.Config{
-		Node: a.node, Feed: a.feed, Spool: a.spool, History: checkpoints, Version: cfg.Version,
+		Node: a.node, Feed: a.feed, Spool: a.spool, History: a.history, Version: cfg.Version,
 		Evaluator: policy.EvaluatorVersion, RetryMax: cfg.RetryMax, Logger: cfg.Logger,
 	})
 	if err != nil {
@@ -194,6 +195,7 @@ func (a *Agent) status() *wire.StatusResponse {
 		NodeId: a.node.ID().String(), TrustDomain: a.node.TrustDomain().String(),
 		Connected: up.Connected, LastError: up.LastError, Version: a.cfg.Version,
 		ClockSkew: up.Skew.Milliseconds(), Identities: uint32(a.ring.Stats(now).SVIDs),
+		Contradicted: a.history.Contradicted(),
 	}
 	if !up.LastContact.IsZero() {
 		out.LastContact = up.LastContact.UnixMilli()

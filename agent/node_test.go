@@ -376,6 +376,9 @@ func TestCheckpointsAreKeptAndAShrinkIsEvidence(t *testing.T) {
 	if kept[0].Size != 10 || kept[1].Size != 20 || kept[2].Size != 15 {
 		t.Fatalf("kept %v", kept)
 	}
+	if st := a.status(); len(st.GetContradicted()) != 1 {
+		t.Fatalf("the status names the contradicted logs %v", st.GetContradicted())
+	}
 }
 
 func TestTokensPrintAsPlaceholders(t *testing.T) {

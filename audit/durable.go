@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // WriteFile replaces path with data and mode, durably and at once: it writes
@@ -60,7 +61,8 @@ func fillFile(f *os.File, data []byte, mode os.FileMode) error {
 // PrivateDir makes sure that dir is a directory that nobody but its owner may
 // enter. A missing one is made with mode 0700, and an empty one of this user is
 // narrowed to it. One that holds something already is refused where others may
-// look into it: what lies there may have been read or replaced.
+// look into it: what lies there may have been read or replaced. So is a wide
+// one of another user, who could widen it again.
 func PrivateDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -76,7 +78,9 @@ func PrivateDir(dir string) error {
 	if perm&0o077 == 0 {
 		return nil
 	}
-	if entries, err := os.ReadDir(dir); err == nil && len(entries) == 0 && os.Chmod(dir, 0o700) == nil {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	own := ok && int(st.Uid) == os.Geteuid() // root may change the mode of any
+	if entries, err := os.ReadDir(dir); own && err == nil && len(entries) == 0 && os.Chmod(dir, 0o700) == nil {
 		return nil
 	}
 	return fmt.Errorf("%s has mode %04o: others may look into it; chmod 0700 it", dir, perm)

@@ -41,3 +41,19 @@ func TestADirectoryThatOthersMayEnterIsNarrowedOnlyWhileEmpty(t *testing.T) {
 		t.Fatal("a file passed for a directory")
 	}
 }
+
+func TestADirectoryOfAnotherUserIsNotNarrowed(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to give a directory away")
+	}
+	dir := filepath.Join(t.TempDir(), "theirs")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir, 4321, 4321); err != nil {
+		t.Fatal(err)
+	}
+	if err := PrivateDir(dir); err == nil {
+		t.Error("a directory that its owner can widen again was taken")
+	}
+}

@@ -198,12 +198,12 @@ func (c *check) walk() error {
 }
 
 // note takes the log's own word on what its quota dropped, where the
-// checkpoint covers it.
+// checkpoint covers it. What a node tells is not the log's own.
 func (c *check) note(index int64, f frame) {
 	if c.first == 0 || index >= c.head.size || !bytes.Contains(f.payload, []byte(`"kind":"loss"`)) {
 		return
 	}
-	if e, err := decodeEntry(index, f.payload); err == nil && e.Kind == KindLoss {
+	if e, err := decodeEntry(index, f.payload); err == nil && e.Kind == KindLoss && e.Node == "" && e.Reporter == "" {
 		c.told = max(c.told, int64(e.KeptFrom))
 	}
 }

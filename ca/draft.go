@@ -126,7 +126,8 @@ func (a *Authority) Draft(now time.Time, e Entitlement, key ProvenKey) (*Draft, 
 	if err != nil {
 		return nil, denied(ReasonNoLifetime, "draft for %s: %w", e.id, err)
 	}
-	now = now.Truncate(time.Second)
+	at := now
+	now = now.Truncate(time.Second) // certificates know whole seconds
 	notAfter := now.Add(ttl)
 	if notAfter.After(a.cert.NotAfter) {
 		notAfter = a.cert.NotAfter
@@ -147,7 +148,7 @@ func (a *Authority) Draft(now time.Time, e Entitlement, key ProvenKey) (*Draft, 
 		BasicConstraintsValid: true,
 	}}
 	d.event = audit.Event{
-		Time: now, Kind: audit.KindIssuance, Verdict: audit.VerdictAllowed,
+		Time: at, Kind: audit.KindIssuance, Verdict: audit.VerdictAllowed,
 		SPIFFEID: e.id.String(), Node: e.node.String(), Registration: e.registration,
 		DNSNames: e.dnsNames, Role: e.role.String(), KeySHA256: key.Hash(),
 	}

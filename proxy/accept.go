@@ -51,7 +51,7 @@ func (p *Proxy) accept(ctx, lasting context.Context, port port) {
 // it is over.
 func (p *Proxy) admitLink(c *net.TCPConn, port port) (*link, error) {
 	l := &link{direction: port.direction, target: port.target, source: addrOf(c.RemoteAddr()), began: time.Now()}
-	if most := p.mostConnections(); p.open.Add(1) > most {
+	if most := p.limitOf(port.direction); p.open.Add(1) > most {
 		p.open.Add(-1)
 		return nil, fmt.Errorf("more than %d connections", most)
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/aval-id/aval/audit"
 )
@@ -79,5 +80,27 @@ func TestAServerNameIsJudgedAsTheHandshakeReadsIt(t *testing.T) {
 	other.ServerName = "api.shop"
 	if _, err := callTo(in, other); err != nil {
 		t.Errorf("another name: %v", err)
+	}
+}
+
+func TestStrangersLeaveRoomForTheWorkloadsOwnCalls(t *testing.T) {
+	s := newScene(t)
+	s.publish(t, "")
+	_, upstream := s.inbound(t, echo(t), nil)
+	p, _ := runProxy(t, Config{Agent: s.agent.socket, Identity: s.web.ID,
+		Inbound:  []Inbound{{Listen: "127.0.0.1:0", Forward: echo(t), Port: 8080}},
+		Outbound: []Outbound{{Listen: "127.0.0.1:0", Dial: upstream, ID: s.api.ID}},
+		Limits:   Limits{MaxConnections: 8, Drain: time.Second}})
+	for range 12 {
+		// Who is turned away may learn of it while it dials.
+		if c, err := net.Dial("tcp", p.Status().Inbound[0]); err == nil {
+			defer c.Close() // and says nothing
+		}
+	}
+	s.agent.waitFor(5, func(e audit.Event) bool {
+		return e.Reason == audit.ReasonLimit && e.Direction == audit.DirectionInbound
+	})
+	if got, err := callTo(p.Status().Outbound[0], nil); err != nil || got != "ping" {
+		t.Errorf("a call of the workload's own: %q, %v", got, err)
 	}
 }

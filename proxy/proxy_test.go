@@ -188,7 +188,7 @@ func TestServerFirstPort(t *testing.T) {
 		_, in := s.inbound(t, app(t, func(c *net.TCPConn) {
 			dialled <- struct{}{}
 			io.Copy(c, c)
-		}), func(c *Config) { serverFirst(c); c.Limits.HandshakeTimeout = 600 * time.Millisecond })
+		}), func(c *Config) { serverFirst(c); c.Limits.HandshakeTimeout = 1500 * time.Millisecond })
 		if err := gone(mustDial(t, in)); err != nil {
 			t.Fatal(err)
 		}

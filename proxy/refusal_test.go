@@ -23,7 +23,7 @@ func TestStrictPortRefusesAndRecords(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
 	s.publish(t, mode("STRICT")+allow("example.org"+webPath, "example.org/aval/*"))
-	_, in := s.inbound(t, echo(t), func(c *Config) { c.Limits.HandshakeTimeout = 700 * time.Millisecond })
+	_, in := s.inbound(t, echo(t), func(c *Config) { c.Limits.HandshakeTimeout = 1500 * time.Millisecond })
 	now := time.Now()
 	foreign := identitytest.New(t, "evil.example")
 	twin := identitytest.New(t, "example.org") // the same name, another root

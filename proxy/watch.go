@@ -24,6 +24,9 @@ import (
 const (
 	retryBase  = 50 * time.Millisecond
 	retryLimit = 2 * time.Second
+
+	// silentAfter is when an agent that does not answer is complained of.
+	silentAfter = 5 * time.Second
 )
 
 // dialAgent makes the client of the agent's socket. The socket's peer is
@@ -95,11 +98,16 @@ func (p *Proxy) watchOnce(ctx context.Context, client wire.ProxyClient, wanted i
 	if err != nil {
 		return false, err
 	}
+	silence := time.AfterFunc(silentAfter, func() {
+		p.log.Warn("the agent does not answer; waiting for it", "socket", p.socket, "holds_snapshot", p.state.Load() != nil)
+	})
+	defer silence.Stop()
 	for {
 		snap, err := stream.Recv()
 		if err != nil {
 			return got, err
 		}
+		silence.Stop()
 		got = true
 		p.connected.Store(true)
 		p.take(snap, time.Now())

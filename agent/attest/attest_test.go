@@ -417,3 +417,13 @@ func FuzzStartTime(f *testing.F) {
 		}
 	})
 }
+
+func TestAPathThatIsNoTextIsAbsent(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "sl\xffeep")
+	copyFile(t, lookPath(t, "sleep"), program)
+	cmd := child(t, nil, program, "100")
+	a, err := open(t, cmd.Process.Pid).Attributes(nil)
+	if err != nil || a[Path] != nil {
+		t.Fatal(a, err)
+	}
+}

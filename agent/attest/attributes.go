@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 
 	"github.com/aval-id/aval/identity"
 )
@@ -104,8 +105,8 @@ func (p *Process) read() (reading, error) {
 	}
 	r.exe = fileOf(exe)
 	name, err := os.Readlink(p.path("exe"))
-	if err != nil || !filepath.IsAbs(name) {
-		return r, nil
+	if err != nil || !filepath.IsAbs(name) || !utf8.ValidString(name) {
+		return r, nil // no registration can name it either
 	}
 	if here, err := os.Stat(name); err == nil && fileOf(here).same(r.exe) {
 		r.path = name

@@ -218,7 +218,7 @@ func (s *Server) unchanged(who *attest.Peer, view *roster.Roster, seen identity.
 	if err != nil {
 		return err
 	}
-	if !alike(seen, again) {
+	if !alike(seen, again) || view.Hashes && seen[attest.SHA256] != nil && again[attest.SHA256] == nil {
 		return errChanged
 	}
 	return nil

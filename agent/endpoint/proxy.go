@@ -211,6 +211,9 @@ func parseRecord(text []byte) (audit.Event, error) {
 	if e.Kind != audit.KindConnection && e.Kind != audit.KindLoss {
 		return audit.Event{}, fmt.Errorf("record of kind %q is not a proxy's to report", e.Kind)
 	}
+	if e.KeptFrom != 0 {
+		return audit.Event{}, errors.New("record: what a log dropped is the log's to tell")
+	}
 	if err := e.Validate(); err != nil {
 		return audit.Event{}, fmt.Errorf("record: %w", err)
 	}

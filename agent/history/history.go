@@ -218,11 +218,33 @@ func thin(all []Checkpoint) []Checkpoint {
 	cut := len(all) - recent
 	var out []Checkpoint
 	for i, c := range all {
-		evidence := i > 0 && c.Size <= all[i-1].Size || i+1 < len(all) && all[i+1].Size <= c.Size
+		evidence := contradicts(all, i) || i+1 < len(all) && contradicts(all, i+1)
 		if i == 0 || i >= cut || i%2 == 0 || evidence {
 			out = append(out, c)
 		}
 	}
+	return out
+}
+
+// contradicts reports whether checkpoint i takes back what the one before it
+// said.
+func contradicts(all []Checkpoint, i int) bool { return i > 0 && all[i].Size <= all[i-1].Size }
+
+// Contradicted returns the logs whose kept checkpoints contradict each other,
+// in order.
+func (h *History) Contradicted() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []string
+	for log, kept := range h.logs {
+		for i := range kept {
+			if contradicts(kept, i) {
+				out = append(out, log)
+				break
+			}
+		}
+	}
+	slices.Sort(out)
 	return out
 }
 

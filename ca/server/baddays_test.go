@@ -278,7 +278,7 @@ func TestBadJoinsAreRefusedAndRecorded(t *testing.T) {
 func TestHandshakesAreBounded(t *testing.T) {
 	cfg := testConfig(shortDir(t))
 	cfg.MaxConnections = 16 // four handshakes at a time
-	cfg.HandshakeTimeout = 300 * time.Millisecond
+	cfg.HandshakeTimeout = time.Second
 	r := start(t, cfg)
 	n := r.join(t, "one", nil)
 	r.apply(t, registration("shop", "web", "/web", ""))

@@ -6,6 +6,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -52,6 +53,27 @@ var ErrLocked = errors.New("another server holds the data directory")
 func secureDir(dir string) error {
 	if err := audit.PrivateDir(dir); err != nil {
 		return fmt.Errorf("data directory: %w", err)
+	}
+	return nil
+}
+
+// checkKept refuses a directory that has a root, and so had a store and an
+// authority log, where one of these is gone: a server that began with an empty
+// one would forget evictions, or history, without a word.
+func checkKept(dataDir string) error {
+	for _, kept := range []struct{ name, path, mend string }{
+		{"store", filepath.Join(dataDir, storeFile),
+			"put it back or restore a backup; an empty file there begins with an empty store, and every node must join again"},
+		{"authority log", filepath.Join(dataDir, auditDir, AuthorityLog),
+			"put it back; an empty directory there begins a new log, which agents and earlier checkpoints will contradict"},
+	} {
+		_, err := os.Stat(kept.path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s %s is missing, and the root that belongs to it is there: %s", kept.name, kept.path, kept.mend)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", kept.name, err)
+		}
 	}
 	return nil
 }

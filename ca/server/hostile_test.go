@@ -148,7 +148,7 @@ func TestANodesVersionNeverBreaksTheListOfNodes(t *testing.T) {
 
 func TestAStrangerThatSendsOrStaysIsCutOff(t *testing.T) {
 	cfg := testConfig(shortDir(t))
-	cfg.HandshakeTimeout, cfg.MaxConnections = 200*time.Millisecond, 16 // four strangers
+	cfg.HandshakeTimeout, cfg.MaxConnections = time.Second, 16 // four strangers
 	r := start(t, cfg)
 	member := r.join(t, "one", nil)
 	member.sync(t)
@@ -197,11 +197,17 @@ func TestARecordsClaimedTimeHidesNothing(t *testing.T) {
 	for range 20 {
 		batch = append(batch, record(long, "chaff"))
 	}
+	batch = append(batch, []byte(`{"time":"2026-01-01T00:00:00Z","kind":"loss","kept_from":1000000}`))
 	batch = append(batch, []byte(`{"time":"9999-12-31T23:59:59-01:00","kind":"connection","reason":"allowed"}`))
 	if err := s.Send(&wire.NodeFrame{Frame: &wire.NodeFrame_Records{Records: &wire.RecordBatch{Sequence: 1, Events: batch}}}); err != nil {
 		t.Fatal(err)
 	}
 	s.answer(t)
+	for _, e := range events(t, r.connections, audit.KindLoss) {
+		if e.KeptFrom != 0 || e.Lost != 2 {
+			t.Errorf("loss: %+v", e)
+		}
+	}
 	entries := must(r.admin.Entries(t.Context(), &wire.EntriesRequest{Log: ConnectionsLog, Since: time.Now().Add(-time.Hour).UnixMilli()}))
 	var text strings.Builder
 	for {

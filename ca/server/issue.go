@@ -235,5 +235,8 @@ func decodeRecord(raw []byte) (audit.Event, error) {
 	if e.Kind != audit.KindConnection && e.Kind != audit.KindLoss {
 		return audit.Event{}, fmt.Errorf("record of the kind %q is not taken from nodes", e.Kind)
 	}
+	if e.KeptFrom != 0 {
+		return audit.Event{}, errors.New("record: what a log dropped is the log's to tell")
+	}
 	return e, e.Validate()
 }

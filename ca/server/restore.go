@@ -47,12 +47,21 @@ func Restore(backup, dataDir string) (Restored, error) {
 	}
 	defer lock.Close()
 	marker := filepath.Join(dataDir, restoredFile)
+	// The marker of an earlier restore that no start has seen yet must
+	// outlive this one's failure.
+	earlier, err := os.ReadFile(marker)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return Restored{}, fmt.Errorf("restore: %w", err)
+	}
 	// The marker comes first: without it a crash would hide the restore.
 	if err := audit.WriteFile(marker, []byte("{}\n"), 0o600); err != nil {
 		return Restored{}, fmt.Errorf("restore: %w", err)
 	}
 	head, to, err := bolt.Restore(backup, filepath.Join(dataDir, storeFile), time.Now())
 	if err != nil {
+		if earlier != nil {
+			return Restored{}, errors.Join(err, audit.WriteFile(marker, earlier, 0o600))
+		}
 		return Restored{}, errors.Join(err, os.Remove(marker))
 	}
 	r := Restored{From: head.Position, To: to, Taken: head.Time}

@@ -96,8 +96,14 @@ func (s *Server) open() (err error) {
 	if s.lock, err = lockDir(cfg.DataDir, cfg.LockTimeout); err != nil {
 		return err
 	}
-	if _, err := readRoot(cfg, time.Now()); err != nil {
+	root, err := readRoot(cfg, time.Now())
+	if err != nil {
 		return err
+	}
+	if root != nil {
+		if err := checkKept(cfg.DataDir); err != nil {
+			return err
+		}
 	}
 	db, err := bolt.Open(bolt.Config{Path: filepath.Join(cfg.DataDir, storeFile), LockTimeout: cfg.LockTimeout})
 	if err != nil {

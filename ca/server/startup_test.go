@@ -68,6 +68,15 @@ func TestDamagedDataDirectoryIsRefused(t *testing.T) {
 			os.Chmod(inter, 0o644)
 			return func() { os.Chmod(inter, 0o600) }
 		}},
+		"cut store": {"cut short", func(*Config) func() {
+			return replace(filepath.Join(cfg.DataDir, "store.db"), func(old []byte) []byte { return old[:9000] })
+		}},
+		"missing store": {"restore a backup", func(*Config) func() { return replace(filepath.Join(cfg.DataDir, "store.db"), nil) }},
+		"missing log": {"begins a new log", func(*Config) func() {
+			log, away := filepath.Join(cfg.DataDir, "audit", AuthorityLog), filepath.Join(cfg.DataDir, "away")
+			os.Rename(log, away)
+			return func() { os.Rename(away, log) }
+		}},
 		"loose directory": {"others may look into it", func(*Config) func() {
 			os.Chmod(cfg.DataDir, 0o755)
 			return func() { os.Chmod(cfg.DataDir, 0o700) }
@@ -219,6 +228,12 @@ func TestBackupAndRestoreForceAResync(t *testing.T) {
 	}
 	r.stop()
 	restored := must(Restore(path, cfg.DataDir))
+	// A second one that fails takes nothing of the first one back.
+	cut := filepath.Join(t.TempDir(), "cut")
+	os.WriteFile(cut, copied.Bytes()[:copied.Len()/2], 0o600)
+	if _, err := Restore(cut, cfg.DataDir); err == nil {
+		t.Fatal("half a backup was restored")
+	}
 	r = start(t, cfg)
 	n.server, gone.server = r, r
 	n.connect(t)

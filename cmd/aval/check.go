@@ -109,20 +109,44 @@ func (c *cli) check(ctx context.Context, server, agent, strict bool) error {
 	return nil
 }
 
+// alike is how many findings that say the same are printed one by one.
+const alike = 5
+
 func (c *cli) printFindings(f *findings) {
 	group := ""
-	marks := map[string]string{checkOK: c.paint(green, "ok  "), checkWarn: c.paint(yellow, "warn"), checkFail: c.paint(red, "FAIL")}
-	for _, one := range f.all {
-		if one.Group != group {
-			group = one.Group
+	for rest := f.all; len(rest) > 0; {
+		same := 1
+		for same < len(rest) && rest[same].sameAs(rest[0]) {
+			same++
+		}
+		if rest[0].Group != group {
+			group = rest[0].Group
 			fmt.Fprintln(c.out, group)
 		}
-		fmt.Fprintf(c.out, "  %s  %s: %s\n", marks[one.Result], one.Check, one.Detail)
-		if one.Hint != "" {
-			fmt.Fprintf(c.out, "        hint: %s\n", one.Hint)
-		}
+		c.printAlike(rest[:same])
+		rest = rest[same:]
 	}
 	fmt.Fprintf(c.out, "%d ok, %s, %d failed\n", f.count(checkOK), plural(f.count(checkWarn), "warning"), f.count(checkFail))
+}
+
+// sameAs reports whether two findings differ in their subject alone.
+func (f finding) sameAs(g finding) bool {
+	f.Check, g.Check = "", ""
+	return f.Hint != "" && f == g
+}
+
+// printAlike prints findings that say the same, with one hint.
+func (c *cli) printAlike(all []finding) {
+	marks := map[string]string{checkOK: c.paint(green, "ok  "), checkWarn: c.paint(yellow, "warn"), checkFail: c.paint(red, "FAIL")}
+	for _, one := range all[:min(alike, len(all))] {
+		fmt.Fprintf(c.out, "  %s  %s: %s\n", marks[one.Result], one.Check, one.Detail)
+	}
+	if more := len(all) - alike; more > 0 {
+		fmt.Fprintf(c.out, "        and %d more; -o json names them\n", more)
+	}
+	if all[0].Hint != "" {
+		fmt.Fprintf(c.out, "        hint: %s\n", all[0].Hint)
+	}
 }
 
 // socket checks a socket's file. World access is for workload sockets alone;

@@ -159,6 +159,10 @@ func (c *cli) checkAgent(ctx context.Context, f *findings) {
 		f.lifetime("node credential", stamp(st.GetCredentialNotBefore()), stamp(st.GetCredentialNotAfter()), 0.35, 0.1,
 			"the agent renews it while its server is reachable")
 	}
+	for _, log := range st.GetContradicted() {
+		f.add(checkFail, "record", "compare it with the agents' checkpoints: aval audit verify --checkpoints DIR",
+			"log %s took back what it had signed: it was cut, forked or replaced", log)
+	}
 	f.add(checkOK, "identities", "", "%s held, %s for this node", plural(int(st.GetIdentities()), "SVID"), plural(int(st.GetRegistrations()), "registration"))
 }
 

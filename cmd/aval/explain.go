@@ -99,7 +99,7 @@ const nearest = 3
 
 func (c *cli) printExplanation(e explanation) {
 	fmt.Fprintf(c.out, "process %d on %s\n", e.PID, e.NodeID)
-	fmt.Fprintf(c.out, "  seen: %s\n", identity.Attributes(e.Selectors))
+	fmt.Fprintf(c.out, "  seen: %s\n", plain(identity.Attributes(e.Selectors).String()))
 	if e.Error != "" {
 		fmt.Fprintf(c.out, "  not seen: %s\n", e.Error)
 	}
@@ -136,12 +136,12 @@ func (c *cli) printMiss(r explainedRegistration, first bool) {
 	fmt.Fprintf(c.out, "  registration %s (%s)\n", r.Registration, r.SPIFFEID)
 	fmt.Fprintf(c.out, "    wants %s\n", strings.Join(r.Missing, " "))
 	if len(r.Seen) > 0 {
-		fmt.Fprintf(c.out, "    seen  %s\n", strings.Join(r.Seen, " "))
+		fmt.Fprintf(c.out, "    seen  %s\n", plain(strings.Join(r.Seen, " ")))
 	} else {
 		fmt.Fprintln(c.out, "    seen  nothing under that name")
 	}
 	if first && len(r.Seen) > 0 {
-		fmt.Fprintf(c.out, "    to match: set spec.workload of it to %s, or run the process so that it has %s\n", strings.Join(r.Seen, " "), strings.Join(r.Missing, " "))
+		fmt.Fprintf(c.out, "    to match: set spec.workload of it to %s, or run the process so that it has %s\n", plain(strings.Join(r.Seen, " ")), strings.Join(r.Missing, " "))
 	} else if first {
 		fmt.Fprintf(c.out, "    to match: run the process so that it has %s\n", strings.Join(r.Missing, " "))
 	}

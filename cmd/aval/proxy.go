@@ -83,6 +83,7 @@ func (c *cli) runProxy(ctx context.Context, path string, o operation) error {
 	if err != nil {
 		return usage(err)
 	}
+	log.Info("proxy started; its ports open with the first snapshot", "agent", cfg.Agent)
 	if c.lookup("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(p.MemoryLimit())
 	}

@@ -22,7 +22,7 @@ import (
 // handshake runs one handshake over loopback and returns both sides' errors.
 // The client's includes what a first read tells it, since a TLS 1.3 server
 // refuses after the client believes to be done.
-func handshake(t *testing.T, server, client *tls.Config) (srv, cli error, state tls.ConnectionState) {
+func handshake(t *testing.T, server, client *tls.Config) (state tls.ConnectionState, srv, cli error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -56,7 +56,7 @@ func handshake(t *testing.T, server, client *tls.Config) (srv, cli error, state 
 		state = conn.ConnectionState()
 		_, cli = conn.Read(make([]byte, 1))
 	}
-	return <-done, cli, state
+	return state, <-done, cli
 }
 
 func reason(err error) string {
@@ -75,7 +75,7 @@ func TestBothSidesAuthenticateOnTLS13WithTheHybridGroup(t *testing.T) {
 		return nil
 	})
 	client := mtls.ClientConfig(mtls.Fixed{C: d.Credentials(t, "/web")}, v, mtls.ExactID(d.ID(t, "/api")))
-	srv, cli, state := handshake(t, server, client)
+	state, srv, cli := handshake(t, server, client)
 	if srv != nil || cli != nil {
 		t.Fatal(srv, cli)
 	}
@@ -120,7 +120,7 @@ func TestRefusalsOfClients(t *testing.T) {
 				}
 				return nil
 			})
-			srv, cli, _ := handshake(t, server, c.client)
+			_, srv, cli := handshake(t, server, c.client)
 			if reason(srv) != c.want {
 				t.Errorf("server says %v, want the reason %s", srv, c.want)
 			}
@@ -131,7 +131,7 @@ func TestRefusalsOfClients(t *testing.T) {
 	}
 	t.Run("TLS 1.2", func(t *testing.T) {
 		server := mtls.ServerConfig(mtls.Fixed{C: d.Credentials(t, "/api")}, mtls.NewVerifier(0), nil)
-		srv, _, _ := handshake(t, server, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12})
+		_, srv, _ := handshake(t, server, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12})
 		if srv == nil || !strings.Contains(srv.Error(), "unsupported versions") {
 			t.Fatalf("server says %v", srv)
 		}
@@ -143,11 +143,11 @@ func TestClientPinsTheServersID(t *testing.T) {
 	v := mtls.NewVerifier(0)
 	server := mtls.ServerConfig(mtls.Fixed{C: d.Credentials(t, "/other")}, v, nil)
 	client := mtls.ClientConfig(mtls.Fixed{C: d.Credentials(t, "/web")}, v, mtls.ExactID(d.ID(t, "/api")))
-	if _, cli, _ := handshake(t, server, client); reason(cli) != mtls.ReasonIDMismatch {
+	if _, _, cli := handshake(t, server, client); reason(cli) != mtls.ReasonIDMismatch {
 		t.Fatalf("client says %v", cli)
 	}
 	client = mtls.ClientConfig(mtls.Fixed{C: d.Credentials(t, "/web")}, v, mtls.HasRole(d.Name, identity.RoleServer))
-	if _, cli, _ := handshake(t, server, client); reason(cli) != mtls.ReasonIDMismatch {
+	if _, _, cli := handshake(t, server, client); reason(cli) != mtls.ReasonIDMismatch {
 		t.Fatalf("a workload posed as server: %v", cli)
 	}
 }
@@ -167,13 +167,13 @@ func TestNoSessionIsResumed(t *testing.T) {
 	client.ClientSessionCache = tls.NewLRUClientSessionCache(8)
 	client.ServerName = "api"
 	for range 2 {
-		srv, cli, state := handshake(t, server, client)
+		state, srv, cli := handshake(t, server, client)
 		if srv != nil || cli != nil || state.DidResume {
 			t.Fatal(srv, cli, state.DidResume)
 		}
 	}
 	denied = true
-	if srv, _, _ := handshake(t, server, client); reason(srv) != mtls.ReasonPolicyDenied {
+	if _, srv, _ := handshake(t, server, client); reason(srv) != mtls.ReasonPolicyDenied {
 		t.Fatalf("after the denial: %v", srv)
 	}
 }

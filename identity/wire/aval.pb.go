@@ -2241,8 +2241,10 @@ type StatusResponse struct {
 	LastError           string                 `protobuf:"bytes,11,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	ServerClock         int64                  `protobuf:"varint,12,opt,name=server_clock,json=serverClock,proto3" json:"server_clock,omitempty"`
 	Version             string                 `protobuf:"bytes,13,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// contradicted are the logs that took back what they had signed.
+	Contradicted  []string `protobuf:"bytes,14,rep,name=contradicted,proto3" json:"contradicted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -2364,6 +2366,13 @@ func (x *StatusResponse) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *StatusResponse) GetContradicted() []string {
+	if x != nil {
+		return x.Contradicted
+	}
+	return nil
 }
 
 type ApplyRequest struct {
@@ -4791,7 +4800,7 @@ const file_aval_proto_rawDesc = "" +
 	"\x04seen\x18\x05 \x03(\tR\x04seen\x12\x16\n" +
 	"\x06serial\x18\x06 \x01(\tR\x06serial\x12\x1b\n" +
 	"\tnot_after\x18\a \x01(\x03R\bnotAfter\"\x0f\n" +
-	"\rStatusRequest\"\xe8\x03\n" +
+	"\rStatusRequest\"\x8c\x04\n" +
 	"\x0eStatusResponse\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12\x1c\n" +
@@ -4810,7 +4819,8 @@ const file_aval_proto_rawDesc = "" +
 	"\n" +
 	"last_error\x18\v \x01(\tR\tlastError\x12!\n" +
 	"\fserver_clock\x18\f \x01(\x03R\vserverClock\x12\x18\n" +
-	"\aversion\x18\r \x01(\tR\aversion\"E\n" +
+	"\aversion\x18\r \x01(\tR\aversion\x12\"\n" +
+	"\fcontradicted\x18\x0e \x03(\tR\fcontradicted\"E\n" +
 	"\fApplyRequest\x12\x1c\n" +
 	"\tdocuments\x18\x01 \x03(\fR\tdocuments\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\x8c\x01\n" +

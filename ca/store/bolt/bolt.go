@@ -103,6 +103,9 @@ func checkFile(path string) error {
 	if perm := fi.Mode().Perm(); perm&0o077 != 0 {
 		return fmt.Errorf("store %s has mode %04o: others may use it; chmod 0600 it", path, perm)
 	}
+	if err := checkLength(path, fi.Size()); err != nil {
+		return fmt.Errorf("store %s: %w", path, err)
+	}
 	return nil
 }
 

@@ -145,7 +145,8 @@ func (p *play) invite() {
 		{"metrics of the server", "http://" + s.serverHTTP + "/metrics"},
 		{"documents, logs", s.path("documents") + ", " + s.path("log")},
 	})
-	p.out.title("\nTry, in that directory:")
+	p.out.title("\nTry, in another terminal:")
+	p.enter()
 	p.out.command("curl", "http://"+s.app["web"]+"/")
 	p.showAval("audit", "tail", "-f")
 	p.showAval("get", "registrations", "-n", namespace)
@@ -157,6 +158,11 @@ func (p *play) invite() {
 func (p *play) introduce() {
 	p.out.title("Aval on one machine, in " + p.site.dir)
 	p.out.comment("each command below can be typed there:")
+	p.enter()
+}
+
+// enter says how to type along in another terminal.
+func (p *play) enter() {
 	p.out.shell("cd " + shellLine([]string{p.site.dir}))
 	p.out.shell("export AVAL_ADMIN_SOCKET=$PWD/admin/server.sock AVAL_SOCKET=$PWD/run/agent.sock")
 }

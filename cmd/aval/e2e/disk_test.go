@@ -143,7 +143,7 @@ func TestAFloodOfFailingHandshakesStopsNoIssuance(t *testing.T) {
 	var flood sync.WaitGroup
 	for range 8 {
 		flood.Go(func() {
-			for i := 0; i < 500; i++ {
+			for range 500 {
 				select {
 				case <-stop:
 					return
