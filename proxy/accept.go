@@ -51,11 +51,7 @@ func (p *Proxy) accept(ctx, lasting context.Context, port port) {
 // it is over.
 func (p *Proxy) admitLink(c *net.TCPConn, port port) (*link, error) {
 	l := &link{direction: port.direction, target: port.target, source: addrOf(c.RemoteAddr()), began: time.Now()}
-	most := p.mostConnections()
-	if port.direction == audit.DirectionInbound {
-		most = p.inboundLimit(most)
-	}
-	if p.open.Add(1) > most {
+	if most := p.limitOf(port.direction); p.open.Add(1) > most {
 		p.open.Add(-1)
 		return nil, fmt.Errorf("more than %d connections", most)
 	}
@@ -69,16 +65,6 @@ func (p *Proxy) admitLink(c *net.TCPConn, port port) (*link, error) {
 		return nil, err
 	}
 	return l, nil
-}
-
-// inboundLimit leaves an eighth of all connections to the workload's own
-// calls, where it makes any: strangers who hold all they can get do not stop
-// those.
-func (p *Proxy) inboundLimit(all int64) int64 {
-	if !p.cfg.calls() || all == 1 {
-		return all
-	}
-	return all - max(1, all/8)
 }
 
 // takeSeat counts an inbound connection. One from a load balancer is counted

@@ -121,10 +121,10 @@ type Outbound struct {
 
 // Limits bound what connections can cost. Zero means the default.
 type Limits struct {
-	// MaxConnections bounds open connections of all listeners together. Where
+	// MaxConnections bounds open connections of all listeners together. It is
+	// lowered, with a warning, to what the process's open files allow. Where
 	// there are listeners of both directions, inbound ones leave an eighth to
-	// outbound ones. It is lowered, with a warning, to what the process's open
-	// files allow.
+	// outbound ones.
 	MaxConnections int `json:"maxConnections"`
 	// MaxConnectionsPerSource bounds inbound connections of one source: an
 	// IPv4 address, or a /64 of IPv6. Zero means half of MaxConnections, and

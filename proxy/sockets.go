@@ -195,3 +195,14 @@ func (p *Proxy) mostConnections() int64 {
 	}
 	return int64(p.cfg.Limits.MaxConnections)
 }
+
+// limitOf is how many connections of all listeners may be open for one more of
+// a direction. Inbound ones leave an eighth to the workload's own calls, where
+// it makes any: strangers who hold all they can get do not stop those.
+func (p *Proxy) limitOf(direction string) int64 {
+	all := p.mostConnections()
+	if direction != audit.DirectionInbound || !p.cfg.calls() || all == 1 {
+		return all
+	}
+	return all - max(1, all/8)
+}
