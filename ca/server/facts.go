@@ -79,8 +79,7 @@ func (s *Server) addPolicyFacts(out *wire.ServerStatusResponse, snap *snapshot) 
 	}
 	if _, aps, err := policy.Load(policies, settings); err == nil && len(regs)*max(1, len(aps)) <= maxCoverage {
 		for _, r := range regs {
-			set := policy.Compile(settings, policy.Workload{Namespace: r.Namespace, Labels: r.Labels}, nil, aps, 0)
-			if !set.HasAllow() {
+			if !policy.HasAllow(settings, policy.Workload{Namespace: r.Namespace, Labels: r.Labels}, aps) {
 				out.WorkloadsWithoutAllow = append(out.WorkloadsWithoutAllow, r.Path())
 			}
 		}

@@ -77,8 +77,9 @@ func (p parser) parse(d document.Document) (*held, []policy.Warning, error) {
 			err = p.checkTTL(d, h.registration)
 		}
 	case document.PeerAuthentication:
-		_, warnings, err = policy.ParsePeerAuthentication(d, p.settings)
-		h.needs = policy.EvaluatorVersion
+		var pa policy.PeerAuthentication
+		pa, warnings, err = policy.ParsePeerAuthentication(d, p.settings)
+		h.needs = pa.Needs()
 	case document.AuthorizationPolicy:
 		var a policy.AuthorizationPolicy
 		a, warnings, err = policy.ParseAuthorizationPolicy(d, p.settings)

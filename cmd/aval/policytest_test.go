@@ -17,7 +17,7 @@ import (
 const wholeCase = `{"id":"a","policies":[{"apiVersion":"security.istio.io/v1","kind":"AuthorizationPolicy","metadata":{"name":"a","namespace":"ns1"},"spec":{"action":"%s","rules":[{"from":[{"source":{"principals":["cluster.local/ns/ns1/sa/a"]}}],"to":[{"operation":{"methods":["GET"],"paths":["/x*"]}}]}]}}],"workload":{"namespace":"ns1","labels":{"app":"b"},"trust_domain":"example.org"},"request":{"peer":"spiffe://example.org/ns/ns1/sa/a","source_ip":"10.0.0.1","destination_port":8080,"http":{"method":"GET","host":"b","path":"/x","headers":{"k":["v","w"]}},"jwt":{"iss":"i","sub":"s","aud":"x"}},"want":"%s"}` + "\n"
 
 func FuzzPolicyCases(f *testing.F) {
-	f.Add([]byte(fmt.Sprintf(wholeCase, "ALLOW", "ALLOW")))
+	f.Add(fmt.Appendf(nil, wholeCase, "ALLOW", "ALLOW"))
 	f.Add([]byte("id: a\npolicies: [{kind: RequestAuthentication}]\nworkload: {namespace: b}\nrequest: {peer: ~}\nwant: DENY\n---\n- 1: 2\n"))
 	f.Add([]byte(`[{"id":1}] {"kind":"List","items":[{}]}`))
 	f.Add([]byte("a: &a [*a]"))
