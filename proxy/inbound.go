@@ -176,7 +176,7 @@ func (v *visit) undecided() policy.Decision {
 }
 
 func (v *visit) connection(peer identity.ID, sni string) policy.Connection {
-	return policy.Connection{Peer: peer, Source: v.source.Addr(), Destination: v.destination.Addr(), Port: v.in.Port, SNI: sni}
+	return policy.Connection{Peer: peer, Source: v.source.Addr(), Destination: v.destination.Addr(), Port: v.in.Port, SNI: sni, Remote: v.remote.Addr()}
 }
 
 // plaintext lets the application have the connection as it is, where mode and

@@ -78,6 +78,28 @@ func TestHeaderOfATrustedBalancerIsBelievedAndRecorded(t *testing.T) {
 	}
 }
 
+func TestPoliciesJudgeTheAddressThatATrustedBalancerTells(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	s.publish(t, `
+apiVersion: aval.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: not-from-there, namespace: shop}
+spec:
+  action: DENY
+  rules: [{from: [{source: {remoteIpBlocks: [203.0.113.0/24]}}]}]
+`)
+	_, in := s.inbound(t, echo(t), balanced(ProxyProtocolRequire, localTrusted))
+	for remote, allowed := range map[string]bool{"203.0.113.9:1": false, "198.51.100.9:1": true} {
+		header := version(2, remote, "192.0.2.1:443")
+		for name, c := range map[string]net.Conn{"plaintext": headed(t, in, header), "mutual TLS": tls.Client(headed(t, in, header), s.client(s.web))} {
+			if got, err := exchange(c, "ping"); (err == nil && got == "ping") != allowed {
+				t.Errorf("%s from %s: %q, %v", name, remote, got, err)
+			}
+		}
+	}
+}
+
 func TestSpoofedHeaderIsNeverBelieved(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)

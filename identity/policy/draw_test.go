@@ -184,7 +184,8 @@ func drawAddress(t *rapid.T, name string) netip.Addr {
 func drawRequests(t *rapid.T) []Request {
 	var all []Request
 	for _, peer := range []string{"", web, intruder, foreign, "partner.org/x", "example.org/ns/a/sa/b/ns/c/sa/d", "partner.orgx/ns/shop/sa/web"} {
-		r := Request{Connection: from(t, peer), Remote: drawAddress(t, "remote")}
+		r := Request{Connection: from(t, peer)}
+		r.Remote = drawAddress(t, "remote")
 		r.Port = rapid.SampledFrom([]uint16{8080, 9090}).Draw(t, "port")
 		r.Source, r.Destination = drawAddress(t, "source"), drawAddress(t, "destination")
 		r.SNI = rapid.SampledFrom([]string{"", "api.shop", "API.Shop", "other"}).Draw(t, "sni")

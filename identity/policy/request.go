@@ -26,6 +26,10 @@ type Connection struct {
 	Destination netip.Addr  // the workload's own address
 	Port        uint16      // the workload's own port
 	SNI         string      // server name of the ClientHello, or ""
+	// Remote is the client's address where the direct peer only forwards for
+	// it: from PROXY protocol, or from an X-Forwarded-For header of a trusted
+	// hop. The zero value means that the direct peer is the client.
+	Remote netip.Addr
 }
 
 // Request is what is known of one request, or of a connection that carries
@@ -33,10 +37,6 @@ type Connection struct {
 // judged; a Decision keeps nothing of it.
 type Request struct {
 	Connection
-	// Remote is the client's address where the direct peer only forwards for
-	// it: from PROXY protocol, or from an X-Forwarded-For header of a trusted
-	// hop. The zero value means that the direct peer is the client.
-	Remote netip.Addr
 	// HTTP is nil where the connection is not HTTP, or not known to be. Fields
 	// of policies that only HTTP has are then dropped: in ALLOW with the whole
 	// rule, in DENY and AUDIT alone.

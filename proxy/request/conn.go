@@ -6,7 +6,6 @@ package request
 import (
 	"io"
 	"net"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,8 +18,6 @@ import (
 type Peer struct {
 	// Connection is what policies see of it. Its Peer is zero in plaintext.
 	Connection policy.Connection
-	// Remote is the client's address where Connection.Source only forwards.
-	Remote netip.Addr
 	// Serial is that of the peer's certificate, and Hash the hexadecimal
 	// SHA-256 of it; both "" in plaintext.
 	Serial, Hash string

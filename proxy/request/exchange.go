@@ -71,7 +71,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	c.peer.introduce(r.Header)
 	e.trace = traceOf(r.Header)
 	e.http = policy.HTTP{Method: r.Method, Host: e.target.name, Path: e.target.path, Header: e.field}
-	e.facts = policy.Request{Connection: c.peer.Connection, Remote: c.peer.Remote, HTTP: &e.http}
+	e.facts = policy.Request{Connection: c.peer.Connection, HTTP: &e.http}
 	set := s.house.Set()
 	if !e.judge(set) {
 		return
