@@ -97,13 +97,6 @@ func (s *scene) httpClient(t testing.TB, address string, svid identity.SVID, two
 	return &http.Client{Transport: tr, Timeout: 8 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
-func scheme(svid identity.SVID) string {
-	if svid.ID.IsZero() {
-		return "http://"
-	}
-	return "https://"
-}
-
 // both runs a test over both versions of HTTP.
 func both(t *testing.T, f func(t *testing.T, two bool)) {
 	for _, two := range []bool{false, true} {

@@ -40,8 +40,8 @@ type conn struct {
 	// withdrawn counts the requests that the client took back before they had
 	// an answer, less those that had one.
 	withdrawn atomic.Int64
-	once    sync.Once
-	gone    func() // called once, after the connection is closed
+	once      sync.Once
+	gone      func() // called once, after the connection is closed
 
 	mu   sync.Mutex
 	open map[*exchange]struct{} // guarded by mu
