@@ -169,6 +169,9 @@ func CanonicalHost(host string) (string, error) {
 	if name == "" {
 		return "", errors.New("host is empty")
 	}
+	if name[0] == '.' || strings.HasSuffix(name, ".") || strings.Contains(name, "..") {
+		return "", errors.New("host has an empty label")
+	}
 	if err := checkServerName(name); err != nil {
 		return "", fmt.Errorf("host %w", err)
 	}

@@ -71,7 +71,7 @@ func TestHostsHaveOneForm(t *testing.T) {
 	for _, c := range []struct{ host, want string }{
 		{"api", "api"}, {"API.Shop", "api.shop"}, {"api:8080", "api"}, {"api:", "api"}, {"api.", "api"}, {"API.:443", "api"}, {"a_b-c.d", "a_b-c.d"},
 		{"10.0.0.1:80", "10.0.0.1"}, {"[::1]", "[::1]"}, {"[::1]:80", "[::1]"}, {"[0:0::1]:80", "[::1]"}, {"[FE80::A]", "[fe80::a]"},
-		{"", ""}, {".", ""}, {":80", ""}, {"api:x", ""}, {"api:0", ""}, {"api:99999", ""}, {"api:80:80", ""}, {"api:080", ""}, {"::1", ""}, {"[::1", ""}, {"[::1]x", ""}, {"[::1]80", ""},
+		{"", ""}, {".", ""}, {":80", ""}, {"api:x", ""}, {"api:0", ""}, {"api:99999", ""}, {"api:80:80", ""}, {"api:080", ""}, {"::1", ""}, {"a..b", ""}, {"a..", ""}, {".a", ""}, {"[::1", ""}, {"[::1]x", ""}, {"[::1]80", ""},
 		{"[1.2.3.4]", ""}, {"[fe80::1%eth0]", ""}, {"user@api", ""}, {"a b", ""}, {"a/b", ""}, {"a\x00b", ""}, {"a,b", ""}, {"a%2eb", ""}, {"é", ""}, {strings.Repeat("a", 256), ""},
 	} {
 		got, err := CanonicalHost(c.host)
@@ -90,7 +90,7 @@ func FuzzCanonicalHost(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if again, err := CanonicalHost(name); err != nil || again != name && again+"." != name {
+		if again, err := CanonicalHost(name); err != nil || again != name {
 			t.Fatalf("%q becomes %q, which becomes %q, %v", host, name, again, err)
 		}
 	})

@@ -36,11 +36,6 @@ func (u *term) takesAll(t *term) bool {
 	return u.text.takes(&t.text)
 }
 
-// takesText reports whether a value of t matches s.
-func (t *term) takesText(s string) bool {
-	return t.text.takes(&patterns{exact: []string{s}})
-}
-
 // takes reports whether whatever matches q certainly matches p.
 func (p *patterns) takes(q *patterns) bool {
 	if p.any {

@@ -4,6 +4,7 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 
@@ -43,9 +44,7 @@ func narrowed(t *rapid.T, p written) written {
 	i := rapid.IntRange(0, len(rules)-1).Draw(t, "narrowed rule")
 	rules = slices.Clone(rules)
 	rule := object{}
-	for k, v := range rules[i] {
-		rule[k] = v
-	}
+	maps.Copy(rule, rules[i])
 	// A clause that names what only HTTP has drops the rule elsewhere, so that
 	// taking it away is no narrowing.
 	switch rapid.IntRange(0, map[bool]int{true: 1, false: 2}[mentionsHTTP(rule)]).Draw(t, "narrowing") {
@@ -65,9 +64,7 @@ func narrowed(t *rapid.T, p written) written {
 		rules[i] = rule
 	}
 	spec := object{}
-	for k, v := range p.spec {
-		spec[k] = v
-	}
+	maps.Copy(spec, p.spec)
 	spec["rules"] = rules
 	p.spec = spec
 	return p
