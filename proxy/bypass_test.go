@@ -136,7 +136,7 @@ func TestAHostIsReadByPoliciesAsTheApplicationGetsIt(t *testing.T) {
 	_, in := s.requestsTo(t, app.address(), nil)
 	for host, want := range map[string]string{
 		"internal.shop": "403", "INTERNAL.shop": "403", "internal.shop.": "403", "internal.shop:80": "403", "Internal.Shop.:443": "403",
-		"internal.shop:": "403", "a@internal.shop": "400", "internal.shop/x": "400", "": "400", "internal.shop#": "400", "internal.shop:x": "400",
+		"internal.shop:": "403", "a@internal.shop": "400", "internal.shop/x": "400", "": "400", "internal.shop#": "400", "internal.shop..": "400", "internal.shop:x": "400",
 		"api.shop": "200", "[::1]:80": "200", "127.0.0.1": "200",
 	} {
 		got := s.rawRequest(t, in, "GET / HTTP/1.1\r\nHost: "+host+"\r\nConnection: close\r\n\r\n")

@@ -183,7 +183,11 @@ func (v *visit) connection(peer identity.ID, sni string) policy.Connection {
 // policies admit a peer without identity.
 func (v *visit) plaintext(ctx context.Context, transport string, far *raw) bool {
 	v.transport = transport
-	if far == nil && transport == audit.TransportPlaintext && v.byRequest() && !v.exempted() {
+	switch {
+	case far != nil || !v.byRequest() || v.exempted():
+	case transport != audit.TransportPlaintext:
+		v.warnNotHTTP()
+	default:
 		if forwarded, done := v.plainRequests(); done {
 			return forwarded
 		}
@@ -418,8 +422,8 @@ func (p *Proxy) reconsider(st *state) {
 		decided(e, d)
 		p.record(e, a.source)
 	}
-	for _, s := range p.requests {
-		s.Reconsider(st.set)
+	for _, port := range p.requests {
+		port.server.Reconsider(st.set)
 	}
 }
 

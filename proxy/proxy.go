@@ -45,7 +45,7 @@ type Proxy struct {
 	conns sync.WaitGroup
 	table table
 
-	requests       map[*Inbound]*request.Server // of listeners that may speak HTTP; does not change
+	requests       map[*Inbound]*httpPort // of listeners that may speak HTTP; does not change
 	requestMetrics *request.Metrics
 
 	dialled      dialled       // own connections, where Transparent is set

@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/aval-id/aval/audit"
@@ -63,9 +64,17 @@ func (l Inbound) withRequests() (Inbound, error) {
 	return l, nil
 }
 
+// httpPort is what an inbound listener that may speak HTTP has besides.
+type httpPort struct {
+	server *request.Server
+	// warned is the set of policies that connections other than HTTP were
+	// complained of under; once is enough.
+	warned atomic.Pointer[policy.Set]
+}
+
 // newServers makes the server of each inbound listener that may need one.
 func (p *Proxy) newServers() error {
-	p.requests = make(map[*Inbound]*request.Server)
+	p.requests = make(map[*Inbound]*httpPort)
 	p.requestMetrics = request.NewMetrics()
 	var access *slog.Logger
 	if p.cfg.AccessLog {
@@ -87,7 +96,7 @@ func (p *Proxy) newServers() error {
 		if err != nil {
 			return fmt.Errorf("inbound[%d]: %w", i, err)
 		}
-		p.requests[in] = s
+		p.requests[in] = &httpPort{server: s}
 	}
 	return nil
 }
@@ -95,9 +104,9 @@ func (p *Proxy) newServers() error {
 // serveRequests runs the servers until ctx ends and their connections have.
 func (p *Proxy) serveRequests(ctx context.Context) {
 	var all sync.WaitGroup
-	for in, s := range p.requests {
+	for in, port := range p.requests {
 		all.Go(func() {
-			if err := s.Run(ctx); err != nil {
+			if err := port.server.Run(ctx); err != nil {
 				p.log.Error("requests are no longer served", "forward", in.Forward, "error", err)
 			}
 		})
@@ -234,7 +243,11 @@ func (v *visit) secureStream(ctx context.Context, a admission, conn *tls.Conn, a
 }
 
 // warnNotHTTP says where policies ask for what the connection does not have.
-func (v *visit) warnNotHTTP() { warnFields(v.p.log, v.st.set, v.in) }
+func (v *visit) warnNotHTTP() {
+	if port := v.p.requests[v.in]; port != nil && port.warned.Swap(v.st.set) != v.st.set {
+		warnFields(v.p.log, v.st.set, v.in)
+	}
+}
 
 // warnDropped says it of the ports that cannot be HTTP, when policies change.
 func (p *Proxy) warnDropped(set *policy.Set) {
@@ -279,7 +292,7 @@ func (v *visit) handOver(a admission, d policy.Decision, conn *tls.Conn, ahead [
 		nc = &rewound{Conn: nc, ahead: ahead}
 	}
 	l := v.l
-	v.p.requests[v.in].Serve(nc, peer, func() { v.p.finish(l) })
+	v.p.requests[v.in].server.Serve(nc, peer, func() { v.p.finish(l) })
 	return true
 }
 

@@ -27,7 +27,7 @@ of a workload. The file is strict YAML:
   agent: unix:///run/aval/agent/workload.sock
   identity: spiffe://example.org/ns/shop/sa/api   # only where it has several
   inbound:
-    - {listen: 0.0.0.0:8443, forward: 127.0.0.1:8080, port: 8080, protocol: auto}   # auto, tls or server-first
+    - {listen: 0.0.0.0:8443, forward: 127.0.0.1:8080, port: 8080, protocol: auto}   # tls, server-first, http, http2, grpc
   outbound:
     - {listen: 127.0.0.1:9001, dial: 10.0.0.7:8443, id: spiffe://example.org/ns/shop/sa/api}
 

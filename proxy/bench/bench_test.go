@@ -68,6 +68,13 @@ type stage struct {
 
 func newStage(b *testing.B, serve func(net.Conn)) *stage {
 	b.Helper()
+	return stageFor(b, job{Role: "floor", App: listen(b, serve)})
+}
+
+// stageFor runs the floor that j says, and a proxy in front of its
+// application.
+func stageFor(b *testing.B, j job) *stage {
+	b.Helper()
 	td := identitytest.New(b, "example.org")
 	api, web := td.SVID(b, "/ns/shop/sa/api"), td.SVID(b, "/ns/shop/sa/web")
 	key, err := x509.MarshalPKCS8PrivateKey(api.Key)
@@ -88,11 +95,10 @@ func newStage(b *testing.B, serve func(net.Conn)) *stage {
 			Evaluator: 1,
 		}},
 	}}}
-	job := job{App: listen(b, serve), Agent: s.serveAgent(b), ID: api.ID.String(), Chain: chain, Key: key, Roots: td.Bundle.DERs()}
-	job.Role = "floor"
-	s.floor = startChild(b, job)
-	job.Role = "proxy"
-	s.proxy = startChild(b, job)
+	j.Agent, j.ID, j.Chain, j.Key, j.Roots = s.serveAgent(b), api.ID.String(), chain, key, td.Bundle.DERs()
+	s.floor = startChild(b, j)
+	j.Role = "proxy"
+	s.proxy = startChild(b, j)
 	s.hybrid = mtls.ClientConfig(mtls.Fixed{C: identity.NewCredentials(web, 1, td.Bundle)}, mtls.NewVerifier(0), mtls.ExactID(api.ID))
 	s.client = s.hybrid.Clone()
 	s.client.CurvePreferences = []tls.CurveID{tls.X25519}

@@ -28,13 +28,14 @@ import (
 
 // job is what a child is told, as JSON in its environment.
 type job struct {
-	Role  string // "floor" or "proxy"
+	Role  string // "floor", "reverse" or "proxy"
 	App   string
 	Agent string
 	ID    string
 	Chain [][]byte
 	Key   []byte
 	Roots [][]byte
+	HTTP  bool // the proxy judges requests
 }
 
 const jobVariable = "AVAL_BENCH_JOB"
@@ -62,7 +63,7 @@ func runChild(text string) error {
 		cancel()
 		time.AfterFunc(5*time.Second, func() { os.Exit(3) })
 	}()
-	if j.Role == "floor" {
+	if j.Role != "proxy" {
 		return childFloor(ctx, j)
 	}
 	return childProxy(ctx, j)
@@ -87,7 +88,11 @@ func childFloor(ctx context.Context, j job) error {
 		pool.AddCert(c)
 	}
 	fmt.Println(l.Addr())
-	err = serveFloor(l, tls.Certificate{Certificate: j.Chain, PrivateKey: key.(crypto.Signer)}, pool, j.App)
+	serve := serveFloor
+	if j.Role == "reverse" {
+		serve = serveReverse
+	}
+	err = serve(l, tls.Certificate{Certificate: j.Chain, PrivateKey: key.(crypto.Signer)}, pool, j.App)
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -100,8 +105,12 @@ func childProxy(ctx context.Context, j job) error {
 	if err != nil {
 		return err
 	}
+	protocol := proxy.ProtocolAuto
+	if j.HTTP {
+		protocol = proxy.ProtocolHTTP
+	}
 	p, err := proxy.New(proxy.Config{Agent: j.Agent, Identity: id,
-		Inbound: []proxy.Inbound{{Listen: "127.0.0.1:0", Forward: j.App}},
+		Inbound: []proxy.Inbound{{Listen: "127.0.0.1:0", Forward: j.App, Protocol: protocol}},
 		Limits:  proxy.Limits{Drain: time.Second}})
 	if err != nil {
 		return err

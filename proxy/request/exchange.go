@@ -44,7 +44,8 @@ type exchange struct {
 	upgrade bool // the client asks for a websocket
 	grpc    bool
 	allowed bool
-	status  int // of the final answer, 0 before it
+	verdict policy.Decision // the last one
+	status  int             // of the final answer, 0 before it
 	sent    int64
 }
 
@@ -91,6 +92,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 // judge asks the policies, and answers where they refuse.
 func (e *exchange) judge(set *policy.Set) bool {
 	d := set.DecideRequest(&e.facts)
+	e.verdict = d
 	if e.allowed = d.Allowed; !e.allowed {
 		e.s.house.Refused(e.refusal(d, false))
 		e.answer(http.StatusForbidden)
@@ -165,9 +167,14 @@ func (e *exchange) end() {
 	if e.allowed {
 		verdict = "allowed"
 	}
+	dryRun := ""
+	if e.verdict.Trial.Ran && e.verdict.Trial.Allowed != e.allowed {
+		dryRun = map[bool]string{true: "would allow", false: "would deny"}[e.verdict.Trial.Allowed]
+	}
 	e.s.cfg.Access.LogAttrs(e.r.Context(), slog.LevelInfo, "request",
 		slog.String("method", e.r.Method), slog.String("host", e.target.name), slog.String("path", e.target.path),
 		slog.String("protocol", e.r.Proto), slog.Int("status", e.status), slog.String("verdict", verdict),
+		slog.String("policy", e.verdict.Policy), slog.String("audit", e.verdict.Audit), slog.String("dry_run", dryRun),
 		slog.Int64("bytes", e.sent), slog.Float64("duration_ms", float64(took.Microseconds())/1000),
 		slog.String("client_id", e.c.peer.Connection.Peer.String()), slog.String("source", e.c.peer.Connection.Source.String()),
 		slog.String("trace_id", e.trace))

@@ -60,6 +60,9 @@ func canonicalTarget(r *http.Request) (target, error) {
 	if t.name, err = policy.CanonicalHost(r.Host); err != nil {
 		return target{}, err
 	}
+	if strings.HasSuffix(t.name, ".") || strings.Contains(t.name, "..") {
+		return target{}, errors.New("host has an empty label")
+	}
 	t.host = t.name
 	if i := strings.LastIndexByte(r.Host, ':'); i >= 0 && i < len(r.Host)-1 && !strings.HasSuffix(r.Host, "]") {
 		t.host += r.Host[i:]
