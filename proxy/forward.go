@@ -60,8 +60,11 @@ func pump(to, from half) error {
 // decrypt copies from TLS to plaintext. It reads records as long as the
 // socket has some, writes them together, and waits without a buffer.
 func decrypt(to *raw, from half) error {
-	if _, err := to.Write(from.ahead); err != nil {
-		return err
+	if len(from.ahead) > 0 {
+		if _, err := to.Write(from.ahead); err != nil {
+			return err
+		}
+		from.ahead = nil
 	}
 	from.raw.tryOnly = true
 	for {
