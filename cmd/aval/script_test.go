@@ -19,13 +19,15 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/aval-id/aval/cmd/aval/avaltest"
 )
 
 // scriptPatience bounds each wait of a script.
 const scriptPatience = 20 * time.Second
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"aval": main})
+	testscript.Main(avaltest.Tests{M: m}, map[string]func(){"aval": main})
 }
 
 func TestScripts(t *testing.T) {

@@ -82,6 +82,19 @@ func binary() (string, error) {
 	return build.path, build.err
 }
 
+// Tests are a package's tests, which remove the binary that they built. A
+// package that makes fleets runs them from its TestMain.
+type Tests struct{ M *testing.M }
+
+// Run runs the tests and returns the exit code.
+func (t Tests) Run() int {
+	code := t.M.Run()
+	if build.path != "" {
+		os.RemoveAll(filepath.Dir(build.path))
+	}
+	return code
+}
+
 // New makes a fleet with a directory and addresses, and starts nothing.
 func New(t testing.TB) *Fleet {
 	t.Helper()

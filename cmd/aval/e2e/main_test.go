@@ -1,0 +1,12 @@
+// This file holds the frame of the package's tests.
+
+package e2e
+
+import (
+	"os"
+	"testing"
+
+	"github.com/aval-id/aval/cmd/aval/avaltest"
+)
+
+func TestMain(m *testing.M) { os.Exit(avaltest.Tests{M: m}.Run()) }
