@@ -284,7 +284,8 @@ func TestOneSourceCannotTakeEverything(t *testing.T) {
 	if _, err := exchange(headed(t, in, other), "ping"); err == nil {
 		t.Error("a fourth connection of one source was served")
 	}
-	// All handshakes together.
+	// All handshakes together, once those above have their verdicts.
+	eventually(t, "two handshakes left", func() bool { return p.sources.inProgress() == 2 })
 	var silent []net.Conn
 	for i := range 4 {
 		silent = append(silent, headed(t, in, version(1, fmt.Sprintf("198.51.100.%d:1", i), "198.51.100.9:2")))
