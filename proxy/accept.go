@@ -27,7 +27,7 @@ func (p *Proxy) accept(ctx, lasting context.Context, port port) {
 			}
 			// Out of descriptors, most likely: others must close first.
 			p.log.Error("accept", "address", port.listener.Addr().String(), "error", err)
-			if !pause(ctx, rotation.Backoff(attempt, 5*time.Millisecond, time.Second)) {
+			if !rotation.Pause(ctx, rotation.Backoff(attempt, 5*time.Millisecond, time.Second)) {
 				return
 			}
 			attempt++

@@ -15,6 +15,7 @@ import (
 
 	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity/wire"
+	"github.com/aval-id/aval/rotation"
 )
 
 const (
@@ -175,7 +176,7 @@ func (a *admin) Drain(req *wire.DrainRequest, stream wire.ProxyAdmin_DrainServer
 		if err := stream.Send(&wire.DrainResponse{Open: open, Done: done}); err != nil || done {
 			return err
 		}
-		if !pause(stream.Context(), drainProgress) {
+		if !rotation.Pause(stream.Context(), drainProgress) {
 			return stream.Context().Err()
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/identity/policy"
+	"github.com/aval-id/aval/rotation"
 )
 
 // exemptionCheck is how often the end of an exception is looked for: what it
@@ -40,7 +41,7 @@ func (v *visit) exempted() bool {
 // endExemptions closes what an exception let in once it has ended, until ctx
 // ends.
 func (p *Proxy) endExemptions(ctx context.Context) {
-	for last := time.Now(); pause(ctx, exemptionCheck); {
+	for last := time.Now(); rotation.Pause(ctx, exemptionCheck); {
 		now := time.Now()
 		if s := p.state.Load(); s != nil && s.exempt.EndedBetween(last, now) {
 			p.reconsider(s)

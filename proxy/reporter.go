@@ -152,7 +152,7 @@ func (r *reporter) run(ctx context.Context, client wire.ProxyClient) error {
 			r.log.Warn("records wait for the agent", "error", err)
 		}
 		last = err.Error()
-		if !pause(ctx, rotation.Backoff(attempt, retryBase, retryLimit)) {
+		if !rotation.Pause(ctx, rotation.Backoff(attempt, retryBase, retryLimit)) {
 			break
 		}
 	}
@@ -195,7 +195,7 @@ func (r *reporter) waitForWork(ctx context.Context) error {
 		case <-r.wake:
 		}
 	}
-	if !pause(ctx, flushEvery) {
+	if !rotation.Pause(ctx, flushEvery) {
 		return ctx.Err()
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/rotation"
 )
 
 const (
@@ -56,7 +57,7 @@ func (p *Proxy) sweep(ctx context.Context) {
 			every = max(time.Millisecond, min(every, d/8))
 		}
 	}
-	for buried := time.Now(); pause(ctx, every); {
+	for buried := time.Now(); rotation.Pause(ctx, every); {
 		p.memory.look(p.log.Warn)
 		now := time.Now()
 		if p.sweeps() {

@@ -69,7 +69,7 @@ func (p *Proxy) watch(ctx context.Context, client wire.ProxyClient) error {
 			p.log.Warn("agent's stream ended", "error", err, "holds_snapshot", p.state.Load() != nil)
 		}
 		last = err.Error()
-		if !pause(ctx, rotation.Backoff(attempt, retryBase, retryLimit)) {
+		if !rotation.Pause(ctx, rotation.Backoff(attempt, retryBase, retryLimit)) {
 			return ctx.Err()
 		}
 	}
@@ -145,17 +145,5 @@ func (p *Proxy) take(snap *wire.Snapshot, now time.Time) {
 		close(p.first)
 	} else if changed {
 		p.reconsider(next)
-	}
-}
-
-// pause waits and reports false where ctx ended first.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
 	}
 }

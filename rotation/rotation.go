@@ -9,6 +9,7 @@
 package rotation
 
 import (
+	"context"
 	"math/rand/v2"
 	"time"
 )
@@ -53,4 +54,16 @@ func Backoff(attempt int, base, limit time.Duration) time.Duration {
 	}
 	d = min(d, limit)
 	return d/2 + rand.N(d/2+1)
+}
+
+// Pause waits for d and returns true, or returns false as soon as ctx ends.
+func Pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
 }

@@ -113,3 +113,16 @@ func TestAWakeRenewsAtOnceAndCancelEnds(t *testing.T) {
 type renewFunc func(time.Time) time.Time
 
 func (f renewFunc) Renew(_ context.Context, now time.Time) time.Time { return f(now) }
+
+func TestAPauseEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if began := time.Now(); !Pause(ctx, time.Second) || time.Since(began) != time.Second {
+			t.Fatal("a pause was cut short")
+		}
+		if began := time.Now(); Pause(ctx, time.Hour) || time.Since(began) != 59*time.Second {
+			t.Fatalf("a pause outlived its context by %v", time.Since(began)-59*time.Second)
+		}
+	})
+}

@@ -119,7 +119,7 @@ func (c *Client) Run(ctx context.Context, issuers Issuers) error {
 		}
 		c.ended(err)
 		c.cfg.Logger.Warn("no stream to the server", "error", err, "retry_in", wait.Round(time.Millisecond))
-		if !pause(ctx, wait) {
+		if !rotation.Pause(ctx, wait) {
 			return ctx.Err()
 		}
 	}
@@ -235,15 +235,3 @@ type goodbye struct {
 
 // Error returns what the server gave as its reason.
 func (g *goodbye) Error() string { return "the server ended the stream: " + g.reason }
-
-// pause waits, and returns false when ctx ends before.
-func pause(ctx context.Context, wait time.Duration) bool {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
-}

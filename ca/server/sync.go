@@ -18,6 +18,7 @@ import (
 
 	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity/wire"
+	"github.com/aval-id/aval/rotation"
 )
 
 const (
@@ -253,7 +254,7 @@ func (s *Server) pumpCheckpoints(ctx context.Context) error {
 				case grown <- struct{}{}:
 				default:
 				}
-				if !pause(ctx, time.Second) {
+				if !rotation.Pause(ctx, time.Second) {
 					return
 				}
 			}
@@ -262,7 +263,7 @@ func (s *Server) pumpCheckpoints(ctx context.Context) error {
 	for {
 		behind := s.publishCheckpoints()
 		if behind {
-			if !pause(ctx, time.Second) {
+			if !rotation.Pause(ctx, time.Second) {
 				return ctx.Err()
 			}
 			continue
@@ -303,16 +304,4 @@ func notes(list []*wire.Checkpoint) map[string]string {
 		m[c.GetLog()] = string(c.GetNote())
 	}
 	return m
-}
-
-// pause waits for d, or returns false when ctx ends first.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }

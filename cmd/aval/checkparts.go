@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/identity/wire"
+	"github.com/aval-id/aval/rotation"
 )
 
 func (c *cli) checkServer(ctx context.Context, f *findings) {
@@ -21,7 +22,7 @@ func (c *cli) checkServer(ctx context.Context, f *findings) {
 		}
 		if lagging(st) {
 			// A checkpoint follows an entry within a second.
-			if pause(ctx, 1500*time.Millisecond) {
+			if rotation.Pause(ctx, 1500*time.Millisecond) {
 				if st, err = admin.ServerStatus(ctx, &wire.ServerStatusRequest{}); err != nil {
 					return called("ask for the status", err)
 				}

@@ -23,6 +23,7 @@ import (
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/document"
 	"github.com/aval-id/aval/identity/wire"
+	"github.com/aval-id/aval/rotation"
 )
 
 const (
@@ -115,7 +116,7 @@ func (l *ledger) write(ctx context.Context, admin wire.AdminClient, w int) {
 		}
 		cancel()
 		if err != nil {
-			pause(ctx, 10*time.Millisecond)
+			rotation.Pause(ctx, 10*time.Millisecond)
 		}
 	}
 }

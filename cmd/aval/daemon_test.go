@@ -18,6 +18,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
+
+	"github.com/aval-id/aval/rotation"
 )
 
 // room is a part whose end the test decides.
@@ -83,7 +85,7 @@ func request(t *testing.T, method, url string) (int, string) {
 		}
 		resp, err := client.Do(req)
 		if err != nil {
-			if !pause(t.Context(), time.Millisecond) {
+			if !rotation.Pause(t.Context(), time.Millisecond) {
 				t.Fatal(err)
 			}
 			continue // it is not listening yet

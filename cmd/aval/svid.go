@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/identity"
+	"github.com/aval-id/aval/rotation"
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/codes"
@@ -77,7 +78,7 @@ func (c *cli) fetch(ctx context.Context, timeout time.Duration) (*workloadapi.X5
 		if last == nil || ctx.Err() == nil && status.Code(err) != codes.DeadlineExceeded {
 			last = err
 		}
-		if !retryable(err) || !pause(ctx, wait) {
+		if !retryable(err) || !rotation.Pause(ctx, wait) {
 			return nil, fetchFailure(last)
 		}
 	}
@@ -86,18 +87,6 @@ func (c *cli) fetch(ctx context.Context, timeout time.Duration) (*workloadapi.X5
 func retryable(err error) bool {
 	code := status.Code(err)
 	return code == codes.Unavailable || code == codes.PermissionDenied
-}
-
-// pause waits, or returns false when ctx ends first.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }
 
 func fetchFailure(err error) error {
