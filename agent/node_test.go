@@ -305,7 +305,7 @@ func TestOneAgentForEachDataDirectoryAndSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "another agent serves it") {
+	if err := b.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "another process serves it") {
 		t.Fatalf("same socket: %v", err)
 	}
 	// A socket that a dead agent left behind is taken over.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity/wire"
+	"github.com/aval-id/aval/identity/wire/socket"
 	"github.com/aval-id/aval/rotation"
 )
 
@@ -37,7 +38,7 @@ func (p *Proxy) serveAdmin(ctx context.Context, l net.Listener) {
 		<-ctx.Done()
 		return
 	}
-	s := grpc.NewServer(grpc.Creds(ownersOnly{}), grpc.MaxRecvMsgSize(adminMessageBytes), grpc.MaxConcurrentStreams(16),
+	s := grpc.NewServer(grpc.Creds(socket.Transport{Admit: ownersOnly}), grpc.MaxRecvMsgSize(adminMessageBytes), grpc.MaxConcurrentStreams(16),
 		grpc.ConnectionTimeout(5*time.Second))
 	wire.RegisterProxyAdminServer(s, &admin{p: p})
 	stopped := make(chan struct{})

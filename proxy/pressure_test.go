@@ -288,7 +288,7 @@ func TestSecondProxyOnOnePortSaysWhatIsWrong(t *testing.T) {
 	_, in := s.inbound(t, echo(t), func(c *Config) { c.Admin = socket })
 	for name, cfg := range map[string]Config{
 		"another process, perhaps another proxy, listens on " + in: {Inbound: []Inbound{{Listen: in, Forward: "127.0.0.1:1"}}},
-		socket + " is in use: another proxy":                       {Inbound: []Inbound{{Listen: "127.0.0.1:0", Forward: "127.0.0.1:1"}}, Admin: socket},
+		socket + ": another process serves it":                     {Inbound: []Inbound{{Listen: "127.0.0.1:0", Forward: "127.0.0.1:1"}}, Admin: socket},
 	} {
 		cfg.Agent, cfg.Identity = s.agent.socket, s.api.ID
 		p, err := New(cfg)

@@ -298,7 +298,7 @@ func connect(t *testing.T) (server, client *net.UnixConn) {
 func TestThePeerIsHeldFromTheHandshakeToTheClose(t *testing.T) {
 	server, _ := connect(t)
 	c := NewCredentials(Limits{})
-	conn, auth, err := c.ServerHandshake(server)
+	conn, auth, err := c.Transport().ServerHandshake(server)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -332,7 +332,7 @@ func TestAPeerThatEndedIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer server.Close()
-	if _, _, err := NewCredentials(Limits{}).ServerHandshake(server); !errors.Is(err, ErrGone) {
+	if _, _, err := NewCredentials(Limits{}).Transport().ServerHandshake(server); !errors.Is(err, ErrGone) {
 		t.Fatalf("got %v", err)
 	}
 }
@@ -354,19 +354,19 @@ func TestConnectionsAreLimitedInTotalAndForEachUser(t *testing.T) {
 		var held []net.Conn
 		for range 2 {
 			server, _ := connect(t)
-			conn, _, err := c.ServerHandshake(server)
+			conn, _, err := c.Transport().ServerHandshake(server)
 			if err != nil {
 				t.Fatal(err)
 			}
 			held = append(held, conn)
 		}
 		server, _ := connect(t)
-		if _, _, err := c.ServerHandshake(server); err == nil || !strings.Contains(err.Error(), "limit of 2") {
+		if _, _, err := c.Transport().ServerHandshake(server); err == nil || !strings.Contains(err.Error(), "limit of 2") {
 			t.Fatalf("%s: %v", name, err)
 		}
 		held[0].Close()
 		server, _ = connect(t)
-		conn, _, err := c.ServerHandshake(server)
+		conn, _, err := c.Transport().ServerHandshake(server)
 		if err != nil {
 			t.Fatalf("%s: after a close: %v", name, err)
 		}

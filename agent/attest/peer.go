@@ -1,10 +1,9 @@
-// This file holds Peer and Credentials: gRPC transport credentials that take
-// hold of the process behind each Unix connection when it is accepted.
+// This file holds Peer and Credentials, which take hold of the process behind
+// each Unix connection when it is accepted.
 
 package attest
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +13,7 @@ import (
 	"sync/atomic"
 
 	"github.com/aval-id/aval/identity"
+	"github.com/aval-id/aval/identity/wire/socket"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
 )
@@ -71,8 +71,8 @@ type Limits struct {
 	ConnectionsPerUID int // zero means 4096
 }
 
-// Credentials are server-side transport credentials for a Unix socket. They
-// speak no TLS: the kernel vouches for the peer.
+// Credentials take hold of the process behind each connection of a Unix
+// socket.
 type Credentials struct {
 	limits Limits
 
@@ -92,13 +92,13 @@ func NewCredentials(limits Limits) *Credentials {
 	return &Credentials{limits: limits, byUID: make(map[uint32]int)}
 }
 
-// ServerHandshake takes hold of the peer. It reads nothing from conn.
-func (c *Credentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	uc, ok := conn.(*net.UnixConn)
-	if !ok {
-		return nil, nil, fmt.Errorf("peer of a %T: not a Unix connection", conn)
-	}
-	p, err := peerOf(uc)
+// Transport is what a gRPC server asks for who is on a connection. The limits
+// count over all of its connections.
+func (c *Credentials) Transport() socket.Transport { return socket.Transport{Admit: c.admit} }
+
+// admit takes hold of the peer.
+func (c *Credentials) admit(conn *net.UnixConn, who socket.Peer) (net.Conn, credentials.AuthInfo, error) {
+	p, err := peerOf(conn, who)
 	if err != nil {
 		return nil, nil, fmt.Errorf("peer: %w", err)
 	}
@@ -112,22 +112,6 @@ func (c *Credentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.Auth
 	})}
 	return held, p, nil
 }
-
-// ClientHandshake is refused: these are a server's credentials.
-func (c *Credentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errors.New("attest: credentials of a server cannot dial")
-}
-
-// Info describes the protocol to gRPC.
-func (c *Credentials) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "unix-peer"}
-}
-
-// Clone returns c: its limits count over all of its connections.
-func (c *Credentials) Clone() credentials.TransportCredentials { return c }
-
-// OverrideServerName does nothing: a Unix socket has no server name.
-func (c *Credentials) OverrideServerName(string) error { return nil }
 
 // Open returns how many connections are open.
 func (c *Credentials) Open() int {
@@ -174,36 +158,27 @@ func (c *heldConn) Close() error {
 // peerOf asks the kernel for the process that connected. SO_PEERPIDFD (Linux
 // 6.5) names it without a race. Older kernels give its pid: the process that
 // has the pid now is taken, and must have the uid that connected.
-func peerOf(conn *net.UnixConn) (*Peer, error) {
+func peerOf(conn *net.UnixConn, who socket.Peer) (*Peer, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
 	var (
-		cred    *unix.Ucred
-		credErr error
-		fd      int
-		fdErr   error
+		fd    int
+		fdErr error
 	)
 	if err := raw.Control(func(s uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(s), unix.SOL_SOCKET, unix.SO_PEERCRED)
 		fd, fdErr = unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_PEERPIDFD)
 	}); err != nil {
 		return nil, err
 	}
-	if credErr != nil {
-		if fdErr == nil {
-			unix.Close(fd)
-		}
-		return nil, fmt.Errorf("SO_PEERCRED: %w", credErr)
-	}
-	p := &Peer{UID: cred.Uid, GID: cred.Gid}
+	p := &Peer{CommonAuthInfo: who.CommonAuthInfo, UID: who.UID, GID: who.GID}
 	switch {
 	case fdErr == nil:
 		unix.CloseOnExec(fd)
 		p.Process, err = fromPidfd(fd)
 	case errors.Is(fdErr, unix.ENOPROTOOPT):
-		p.Process, err = peerByPID(int(cred.Pid), cred.Uid)
+		p.Process, err = peerByPID(int(who.PID), who.UID)
 	default: // the peer has ended
 		err = fmt.Errorf("SO_PEERPIDFD: %w (%w)", ErrGone, fdErr)
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/aval-id/aval/agent/keyring"
 	"github.com/aval-id/aval/agent/roster"
 	"github.com/aval-id/aval/identity/wire"
+	"github.com/aval-id/aval/identity/wire/socket"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -56,6 +57,9 @@ type Server struct {
 	denied atomic.Uint64
 }
 
+// socketMode lets every process connect: what it gets depends on what it is.
+const socketMode = 0o777
+
 // The limits of one connection, which any local process can open. A call
 // carries nothing but records upwards, and a process needs a handful of calls.
 const (
@@ -76,12 +80,12 @@ func New(cfg Config) (*Server, error) {
 // Run opens the socket and serves it until ctx ends. Streams that are open
 // then are ended.
 func (s *Server) Run(ctx context.Context) error {
-	l, err := listen(s.cfg.Socket)
+	l, err := socket.Listen(s.cfg.Socket, socket.File{Mode: socketMode})
 	if err != nil {
 		return err
 	}
 	g := grpc.NewServer(
-		grpc.Creds(s.peers),
+		grpc.Creds(s.peers.Transport()),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeaderBytes),

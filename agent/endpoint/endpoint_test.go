@@ -5,8 +5,6 @@ package endpoint
 
 import (
 	"encoding/json"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/aval-id/aval/agent/roster"
@@ -77,29 +75,6 @@ func TestADigestOnOneSideOnlyIsNoChange(t *testing.T) {
 	other := identity.Attributes{"unix.uid": {"2"}}
 	if !alike(plain, one) || !alike(one, plain) || alike(one, two) || alike(plain, other) || alike(one, other) {
 		t.Fatal("alike is wrong")
-	}
-}
-
-func TestTheSocketsDirectoryIsMadeOrChecked(t *testing.T) {
-	dir := t.TempDir()
-	l, err := listen(filepath.Join(dir, "new", "agent.sock"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	fi, err := os.Stat(filepath.Join(dir, "new", "agent.sock"))
-	if err != nil || fi.Mode().Perm() != socketMode {
-		t.Fatal(fi, err)
-	}
-	if fi, err = os.Stat(filepath.Join(dir, "new")); err != nil || fi.Mode().Perm()&0o022 != 0 {
-		t.Fatal(fi, err)
-	}
-	if err := os.Symlink("/nowhere", filepath.Join(dir, "link")); err != nil {
-		t.Fatal(err)
-	}
-	if l, err := listen(filepath.Join(dir, "link")); err == nil {
-		l.Close()
-		t.Fatal("a symbolic link was taken for a stale socket")
 	}
 }
 

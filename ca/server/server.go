@@ -27,6 +27,7 @@ import (
 	"github.com/aval-id/aval/identity/mtls"
 	"github.com/aval-id/aval/identity/policy"
 	"github.com/aval-id/aval/identity/wire"
+	"github.com/aval-id/aval/identity/wire/socket"
 	"github.com/aval-id/aval/rotation"
 )
 
@@ -282,7 +283,7 @@ func (s *Server) serveNodes(ctx context.Context) error {
 
 func (s *Server) serveAdmin(ctx context.Context) error {
 	g := grpc.NewServer(
-		grpc.Creds(adminTransport{}), grpc.ConnectionTimeout(s.cfg.HandshakeTimeout),
+		grpc.Creds(socket.Transport{}), grpc.ConnectionTimeout(s.cfg.HandshakeTimeout),
 		grpc.MaxRecvMsgSize(wire.MaxMessageBytes), grpc.MaxSendMsgSize(4*wire.MaxMessageBytes),
 		grpc.MaxConcurrentStreams(64), grpc.MaxHeaderListSize(16<<10),
 		grpc.ChainUnaryInterceptor(s.unaryGuard, s.unaryOperator),

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/aval-id/aval/identity/wire/socket"
 	"github.com/spf13/cobra"
 )
 
@@ -171,9 +172,13 @@ func (f *findings) socket(path string, world bool) {
 	default:
 		f.add(checkOK, "socket", "", "%s, mode %04o", path, mode.Perm())
 	}
+	owner := uint32(os.Geteuid())
+	if st, ok := st.Sys().(*syscall.Stat_t); ok {
+		owner = st.Uid
+	}
 	dir := filepath.Dir(path)
-	if st, err := os.Stat(dir); err == nil && st.Mode().Perm()&0o002 != 0 && st.Mode()&fs.ModeSticky == 0 {
-		f.add(checkFail, "socket directory", "chmod o-w "+dir, "%s has mode %04o: everyone may replace the socket", dir, st.Mode().Perm())
+	if err := socket.CheckDirectory(dir, owner); err != nil {
+		f.add(checkFail, "socket directory", "let root or the socket's owner alone write to it and to what is above it", "%s: %v", dir, err)
 	}
 }
 
