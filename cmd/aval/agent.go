@@ -54,10 +54,7 @@ flags in camel case: server, joinTokenFile, bundleHash, dataDir, socket, ...`,
 	}
 	set := settings.Bind(cmd.Flags(), s, "AVAL_AGENT")
 	cmd.RunE = act(func(ctx context.Context, _ []string) error {
-		if err := set.Load(c.environ); err != nil {
-			return usage(err)
-		}
-		log, err := c.logger(s.operation)
+		log, err := c.settle(set, &s.operation)
 		if err != nil {
 			return err
 		}

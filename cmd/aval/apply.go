@@ -56,11 +56,7 @@ namespace.`,
 }
 
 func (c *cli) apply(ctx context.Context, files []string, dryRun bool) error {
-	sources, err := c.readSources(files)
-	if err != nil {
-		return err
-	}
-	docs, err := parseSources(sources, c.namespace)
+	docs, err := c.readDocuments(files)
 	if err != nil {
 		return err
 	}
@@ -233,11 +229,7 @@ func (c *cli) deleteKeys(args, files []string) ([]*wire.ResourceKey, error) {
 	case len(files) > 0 && len(args) > 0:
 		return nil, usage(errors.New("delete: names and -f exclude each other"))
 	case len(files) > 0:
-		sources, err := c.readSources(files)
-		if err != nil {
-			return nil, err
-		}
-		docs, err := parseSources(sources, c.namespace)
+		docs, err := c.readDocuments(files)
 		if err != nil {
 			return nil, err
 		}

@@ -17,6 +17,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/aval-id/aval/cmd/aval/settings"
 )
 
 // operation is the settings that every lasting process has.
@@ -28,6 +30,14 @@ type operation struct {
 
 // defaultOperation is operation where nothing is set.
 var defaultOperation = operation{LogFormat: "text", LogLevel: "info"}
+
+// settle loads a process's settings, which hold o, and makes its logger.
+func (c *cli) settle(set *settings.Set, o *operation) (*slog.Logger, error) {
+	if err := set.Load(c.environ); err != nil {
+		return nil, usage(err)
+	}
+	return c.logger(*o)
+}
 
 // logger makes the process's logger.
 func (c *cli) logger(o operation) (*slog.Logger, error) {

@@ -104,6 +104,16 @@ func readBounded(path string) ([]byte, error) {
 	return data, nil
 }
 
+// readDocuments reads sources and parses them, in the command's namespace
+// where a document names none.
+func (c *cli) readDocuments(names []string) ([]document.Document, error) {
+	sources, err := c.readSources(names)
+	if err != nil {
+		return nil, err
+	}
+	return parseSources(sources, c.namespace)
+}
+
 // parseSources parses every source and gives documents without a namespace
 // the default one. The error names every fault of every file.
 func parseSources(sources []source, namespace string) ([]document.Document, error) {

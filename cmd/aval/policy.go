@@ -58,11 +58,7 @@ func (c *cli) estate(ctx context.Context, f estateFlags) (*estate, error) {
 		if err != nil {
 			return nil, usage(fmt.Errorf("policy: %w", err))
 		}
-		sources, err := c.readSources(f.files)
-		if err != nil {
-			return nil, err
-		}
-		docs, err := parseSources(sources, c.namespace)
+		docs, err := c.readDocuments(f.files)
 		if err != nil {
 			return nil, err
 		}

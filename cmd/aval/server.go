@@ -66,10 +66,7 @@ httpListen, adminSocket, minTTL, authorization.default, ...`,
 	}
 	set := settings.Bind(cmd.Flags(), s, "AVAL_SERVER")
 	cmd.RunE = act(func(ctx context.Context, _ []string) error {
-		if err := set.Load(c.environ); err != nil {
-			return usage(err)
-		}
-		log, err := c.logger(s.operation)
+		log, err := c.settle(set, &s.operation)
 		if err != nil {
 			return err
 		}

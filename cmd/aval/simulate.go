@@ -56,11 +56,7 @@ break.`,
 		if err != nil {
 			return err
 		}
-		sources, err := c.readSources(files)
-		if err != nil {
-			return err
-		}
-		docs, err := parseSources(sources, c.namespace)
+		docs, err := c.readDocuments(files)
 		if err != nil {
 			return err
 		}
