@@ -92,8 +92,14 @@ transparent:
 	if o := r.Outbound; o.To != 15011 || *o.Owner.UID != 15099 || *o.Owner.GID != 0 || o.UIDs[0] != 33 || o.Ports[0] != 53 {
 		t.Errorf("outbound rules: %+v", o)
 	}
+	if cfg, err = cfg.withDefaults(); err != nil {
+		t.Fatal(err)
+	}
 	in := cfg.Transparent.Inbound
-	if in.port(3306).Protocol != ProtocolServerFirst || in.port(80).Protocol != ProtocolAuto {
+	at := func(port uint16) *Inbound {
+		return in.listener(netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), port))
+	}
+	if at(3306).Protocol != ProtocolServerFirst || at(80).Protocol != ProtocolAuto {
 		t.Errorf("ports: %+v", in.Ports)
 	}
 }
@@ -103,15 +109,17 @@ func TestContradictoryTransparentConfigurationIsRefused(t *testing.T) {
 		"{}":                              "neither inbound nor outbound",
 		"{outbound: {}}":                  "user or group is missing",
 		"{inbound: {forward: elsewhere}}": "neither original nor loopback",
-		"{inbound: {ports: [{port: 1}, {port: 1}]}}":                            "missing or repeated",
-		"{inbound: {ports: [{port: 1, protocol: x}]}}":                          "none of auto",
-		"{inbound: {port: 15001}, outbound: {}, user: x}":                       "both directions",
-		"{user: x, outbound: {unknown: maybe}}":                                 "neither passthrough nor refuse",
-		"{user: x, outbound: {destinations: [{address: 10.0.0.1}]}}":            "SPIFFE ID is missing",
-		"{user: x, outbound: {destinations: [{address: 10.0.0.1:0}]}}":          "no port",
-		"{inbound: {exclude: {sources: [10.0.0.1/8]}}}":                         "did you mean 10.0.0.0/8",
-		"{inbound: {}, outbounds: {}}":                                          "outbounds",
-		`{user: x, outbound: {destinations: [{id: "spiffe://example.org/a"}]}}`: "address",
+		"{inbound: {ports: [{port: 1}, {port: 1}]}}":                             "missing or repeated",
+		"{inbound: {ports: [{port: 1, protocol: x}]}}":                           "none of auto",
+		"{inbound: {ports: [{port: 1, protocol: tls, forwardProtocol: h2c}]}}":   "forwardProtocol: has no meaning",
+		"{inbound: {ports: [{port: 1, protocol: http, sendProxyProtocol: v1}]}}": "sendProxyProtocol: has no meaning",
+		"{inbound: {port: 15001}, outbound: {}, user: x}":                        "both directions",
+		"{user: x, outbound: {unknown: maybe}}":                                  "neither passthrough nor refuse",
+		"{user: x, outbound: {destinations: [{address: 10.0.0.1}]}}":             "SPIFFE ID is missing",
+		"{user: x, outbound: {destinations: [{address: 10.0.0.1:0}]}}":           "no port",
+		"{inbound: {exclude: {sources: [10.0.0.1/8]}}}":                          "did you mean 10.0.0.0/8",
+		"{inbound: {}, outbounds: {}}":                                           "outbounds",
+		`{user: x, outbound: {destinations: [{id: "spiffe://example.org/a"}]}}`:  "address",
 	} {
 		_, err := ParseConfig("p.yaml", []byte(transparentHead+"transparent: "+section+"\n"))
 		if err == nil || !strings.Contains(err.Error(), complaint) {

@@ -422,9 +422,7 @@ func (p *Proxy) reconsider(st *state) {
 		decided(e, d)
 		p.record(e, a.source)
 	}
-	for _, port := range p.requests {
-		port.server.Reconsider(st.set)
-	}
+	p.requests.Reconsider(st.set)
 }
 
 func isTimeout(err error) bool {

@@ -45,8 +45,9 @@ type Proxy struct {
 	conns sync.WaitGroup
 	table table
 
-	requests       map[*Inbound]*httpPort // of listeners that may speak HTTP; does not change
+	requests       *request.Server // of every inbound port
 	requestMetrics *request.Metrics
+	complaints     complaints
 
 	dialled      dialled       // own connections, where Transparent is set
 	destinations *destinations // known identities of transparent outbound
@@ -94,7 +95,7 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p.metrics = newMetrics(p)
 	p.reporter = newReporter(cfg.Limits.MaxRecords, p.log, p.metrics)
-	if err := p.newServers(); err != nil {
+	if err := p.newServer(); err != nil {
 		return nil, fmt.Errorf("proxy config: %w", err)
 	}
 	return p, nil

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/aval-id/aval/audit"
@@ -41,17 +40,8 @@ func (p *Proxy) serveRedirectedIn(ctx context.Context, l *link) bool {
 	if err != nil {
 		return p.refuseRedirected(audit.DirectionInbound, l, to, err)
 	}
-	settings := p.cfg.Transparent.Inbound.port(to.Port())
-	in := &Inbound{Forward: to.String(), Port: to.Port(), Protocol: settings.Protocol, ALPN: settings.ALPN}
-	if p.cfg.Transparent.Inbound.Forward == ForwardLoopback {
-		host := "127.0.0.1"
-		if to.Addr().Is6() {
-			host = "::1"
-		}
-		in.Forward = net.JoinHostPort(host, strconv.Itoa(int(to.Port())))
-	}
 	l.original = to
-	return p.serveInbound(ctx, in, l)
+	return p.serveInbound(ctx, p.cfg.Transparent.Inbound.listener(to), l)
 }
 
 // serveRedirectedOut serves a connection of a local process, and reports

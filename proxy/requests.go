@@ -14,7 +14,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/aval-id/aval/audit"
@@ -58,23 +57,42 @@ func (l Inbound) withRequests() (Inbound, error) {
 	default:
 		return Inbound{}, fmt.Errorf("forwardProtocol: %q is neither %s nor %s", l.ForwardProtocol, ForwardHTTP1, ForwardH2C)
 	}
+	if l.Protocol.speaksHTTP() && l.SendProxyProtocol != "" {
+		return Inbound{}, fmt.Errorf("sendProxyProtocol: has no meaning with protocol %s, where requests of several clients share a connection to the application", l.Protocol)
+	}
 	if l.Protocol.speaksHTTP() && len(l.ALPN) == 0 {
 		l.ALPN = []string{"h2", "http/1.1"}
 	}
 	return l, nil
 }
 
-// httpPort is what an inbound listener that may speak HTTP has besides.
-type httpPort struct {
-	server *request.Server
-	// warned is the set of policies that connections other than HTTP were
-	// complained of under; once is enough.
-	warned atomic.Pointer[policy.Set]
+// complaints are the ports whose connections other than HTTP were complained
+// of, so that each is once under one set of policies.
+type complaints struct {
+	mu    sync.Mutex
+	under *policy.Set     // guarded by mu
+	ports map[uint16]bool // guarded by mu
 }
 
-// newServers makes the server of each inbound listener that may need one.
-func (p *Proxy) newServers() error {
-	p.requests = make(map[*Inbound]*httpPort)
+// maxComplaints bounds the ports, which a client of a transparent proxy picks.
+const maxComplaints = 64
+
+// first reports whether the port has not been complained of under the set.
+func (c *complaints) first(port uint16, under *policy.Set) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.under != under {
+		c.under, c.ports = under, make(map[uint16]bool)
+	}
+	if c.ports[port] || len(c.ports) >= maxComplaints {
+		return false
+	}
+	c.ports[port] = true
+	return true
+}
+
+// newServer makes the server of requests, which serves every inbound port.
+func (p *Proxy) newServer() (err error) {
 	p.requestMetrics = request.NewMetrics()
 	var access *slog.Logger
 	if p.cfg.AccessLog {
@@ -84,34 +102,17 @@ func (p *Proxy) newServers() error {
 		}
 		access = slog.New(slog.NewJSONHandler(to, nil))
 	}
-	for i := range p.cfg.Inbound {
-		in := &p.cfg.Inbound[i]
-		if !in.Protocol.speaksHTTP() && in.Protocol != ProtocolAuto {
-			continue
-		}
-		s, err := request.New(request.Config{House: house{p},
-			Dial:   func(ctx context.Context) (net.Conn, error) { return p.dial(ctx, in.Forward) },
-			H2C:    in.ForwardProtocol == ForwardH2C,
-			Limits: p.cfg.Limits.Requests, Metrics: p.requestMetrics, Access: access, Logger: p.log})
-		if err != nil {
-			return fmt.Errorf("inbound[%d]: %w", i, err)
-		}
-		p.requests[in] = &httpPort{server: s}
-	}
-	return nil
+	p.requests, err = request.New(request.Config{House: house{p},
+		Dial:   func(ctx context.Context, address string) (net.Conn, error) { return p.dial(ctx, address) },
+		Limits: p.cfg.Limits.Requests, Metrics: p.requestMetrics, Access: access, Logger: p.log})
+	return err
 }
 
-// serveRequests runs the servers until ctx ends and their connections have.
+// serveRequests runs the server until ctx ends and its connections have.
 func (p *Proxy) serveRequests(ctx context.Context) {
-	var all sync.WaitGroup
-	for in, port := range p.requests {
-		all.Go(func() {
-			if err := port.server.Run(ctx); err != nil {
-				p.log.Error("requests are no longer served", "forward", in.Forward, "error", err)
-			}
-		})
+	if err := p.requests.Run(ctx); err != nil {
+		p.log.Error("requests are no longer served", "error", err)
 	}
-	all.Wait()
 }
 
 // house is what the servers of requests see of the proxy.
@@ -139,15 +140,9 @@ func (h house) Refused(r request.Refusal) {
 }
 
 // byRequest reports whether the connection's requests are judged one by one,
-// if it is HTTP.
+// if it is HTTP: where the port is declared to be HTTP, or policies ask for what
+// only HTTP has.
 func (v *visit) byRequest() bool {
-	return v.p.requests[v.in] != nil && v.mightBeHTTP()
-}
-
-// mightBeHTTP reports whether the port is declared to be HTTP, or policies ask
-// for what only HTTP has. Redirected ports have no server of requests: their
-// connections are judged as a whole.
-func (v *visit) mightBeHTTP() bool {
 	return v.in.Protocol.speaksHTTP() || v.in.Protocol == ProtocolAuto && v.st.set.NeedsHTTP(v.in.Port)
 }
 
@@ -244,7 +239,7 @@ func (v *visit) secureStream(ctx context.Context, a admission, conn *tls.Conn, a
 
 // warnNotHTTP says where policies ask for what the connection does not have.
 func (v *visit) warnNotHTTP() {
-	if port := v.p.requests[v.in]; port != nil && port.warned.Swap(v.st.set) != v.st.set {
+	if v.p.complaints.first(v.in.Port, v.st.set) {
 		warnFields(v.p.log, v.st.set, v.in)
 	}
 }
@@ -279,7 +274,8 @@ func (v *visit) handOver(a admission, d policy.Decision, conn *tls.Conn, ahead [
 	}
 	v.p.recordBeginning(v.l, v.established(audit.VerdictAllowed, d.Reason, d, mtls.Peer{ID: a.conn.Peer, Serial: a.clientSerial}, conn), v.source)
 	v.l.near.SetDeadline(time.Time{})
-	peer := request.Peer{Connection: a.conn, Serial: a.clientSerial, Server: v.st.id().String()}
+	peer := request.Peer{Connection: a.conn, Serial: a.clientSerial, Server: v.st.id().String(),
+		Forward: v.in.Forward, H2C: v.in.ForwardProtocol == ForwardH2C}
 	var nc net.Conn = v.l.near
 	if conn != nil {
 		nc = conn
@@ -292,7 +288,7 @@ func (v *visit) handOver(a admission, d policy.Decision, conn *tls.Conn, ahead [
 		nc = &rewound{Conn: nc, ahead: ahead}
 	}
 	l := v.l
-	v.p.requests[v.in].server.Serve(nc, peer, func() { v.p.finish(l) })
+	v.p.requests.Serve(nc, peer, func() { v.p.finish(l) })
 	return true
 }
 

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -240,6 +241,13 @@ func TestAStreamThatIsNoLongerAllowedEnds(t *testing.T) {
 // of the method Fail.
 func startGRPC(t testing.TB) string {
 	t.Helper()
+	l := listenTCP(t)
+	serveGRPC(t, l)
+	return l.Addr().String()
+}
+
+func serveGRPC(t testing.TB, l net.Listener) {
+	t.Helper()
 	g := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
 		method, _ := grpc.MethodFromServerStream(stream)
 		if strings.HasSuffix(method, "/Fail") {
@@ -258,11 +266,9 @@ func startGRPC(t testing.TB) string {
 			}
 		}
 	}))
-	l := listenTCP(t)
 	done := make(chan struct{})
 	go func() { defer close(done); g.Serve(l) }()
 	t.Cleanup(func() { g.Stop(); <-done })
-	return l.Addr().String()
 }
 
 func TestCallsOfGRPCPassAndAreJudged(t *testing.T) {

@@ -60,6 +60,8 @@ type TransparentInbound struct {
 		Ports   []uint16  `json:"ports"`
 		Sources []Network `json:"sources"`
 	} `json:"exclude"`
+
+	declared map[uint16]Inbound // of Ports, checked
 }
 
 // TransparentPort is what an intercepted port of the application speaks.
@@ -67,6 +69,24 @@ type TransparentPort struct {
 	Port     uint16   `json:"port"`
 	Protocol Protocol `json:"protocol"` // empty means ProtocolAuto
 	ALPN     []string `json:"alpn"`     // as in Inbound
+
+	ForwardProtocol   string               `json:"forwardProtocol"`   // as in Inbound
+	SendProxyProtocol ProxyProtocolVersion `json:"sendProxyProtocol"` // as in Inbound
+}
+
+// inbound is the port as a listener in front of the application has it, but
+// for the address to forward to, which each connection brings.
+func (p TransparentPort) inbound() (Inbound, error) {
+	in := Inbound{Port: p.Port, Protocol: p.Protocol, ALPN: p.ALPN, ForwardProtocol: p.ForwardProtocol, SendProxyProtocol: p.SendProxyProtocol}
+	orDefault(&in.Protocol, ProtocolAuto)
+	if err := in.Protocol.check(); err != nil {
+		return Inbound{}, err
+	}
+	in, err := in.withRequests()
+	if err != nil {
+		return Inbound{}, err
+	}
+	return in.withProxyProtocol()
 }
 
 // Unknown says what becomes of a connection to a destination that no identity
@@ -138,14 +158,17 @@ func (in *TransparentInbound) check() error {
 		return fmt.Errorf("forward: %q is neither %s nor %s", in.Forward, ForwardOriginal, ForwardLoopback)
 	}
 	seen := make(map[uint16]bool)
+	in.declared = make(map[uint16]Inbound, len(in.Ports))
 	for i, p := range in.Ports {
 		if p.Port == 0 || seen[p.Port] {
 			return fmt.Errorf("ports[%d]: port %d is missing or repeated", i, p.Port)
 		}
 		seen[p.Port] = true
-		if err := p.Protocol.check(); err != nil {
+		one, err := p.inbound()
+		if err != nil {
 			return fmt.Errorf("ports[%d]: %w", i, err)
 		}
+		in.declared[p.Port] = one
 	}
 	return nil
 }
@@ -165,15 +188,22 @@ func (c Config) calls() bool {
 	return len(c.Outbound) > 0 || c.Transparent != nil && c.Transparent.Outbound != nil
 }
 
-// port returns the settings of an application's port.
-func (in *TransparentInbound) port(port uint16) TransparentPort {
-	for _, p := range in.Ports {
-		if p.Port == port {
-			orDefault(&p.Protocol, ProtocolAuto)
-			return p
-		}
+// listener returns what a connection that was going to an address of the
+// application is served as: a listener in front of it.
+func (in *TransparentInbound) listener(to netip.AddrPort) *Inbound {
+	l, declared := in.declared[to.Port()]
+	if !declared {
+		l = Inbound{Port: to.Port(), Protocol: ProtocolAuto, ProxyProtocol: ProxyProtocolOff}
 	}
-	return TransparentPort{Port: port, Protocol: ProtocolAuto}
+	l.Forward = to.String()
+	if in.Forward == ForwardLoopback {
+		host := "127.0.0.1"
+		if to.Addr().Is6() {
+			host = "::1"
+		}
+		l.Forward = net.JoinHostPort(host, strconv.Itoa(int(to.Port())))
+	}
+	return &l
 }
 
 // Rules returns the interception rules that belong to the config: its

@@ -55,12 +55,8 @@ type House interface {
 type Config struct {
 	// House decides and keeps the records. It must be set.
 	House House
-	// Dial connects to the application. It must be set.
-	Dial func(context.Context) (net.Conn, error)
-	// H2C makes every request go to the application as HTTP/2 without TLS
-	// (RFC 9113 §3.3). Otherwise only those of gRPC do, which knows nothing
-	// else, and all others go as HTTP/1.1.
-	H2C bool
+	// Dial connects to an application's address, host:port. It must be set.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// Limits bound what clients can cost.
 	Limits Limits
 	// Metrics counts; nil means metrics of its own. Servers of one process

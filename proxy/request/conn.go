@@ -23,6 +23,13 @@ type Peer struct {
 	Serial, Hash string
 	// Server is the SPIFFE ID that the proxy has shown.
 	Server string
+	// Forward is where its requests go, the application's host:port. Idle
+	// connections to the application are shared by all peers with one Forward.
+	Forward string
+	// H2C makes every request go there as HTTP/2 without TLS (RFC 9113 §3.3).
+	// Otherwise only those of gRPC do, which knows nothing else, and all
+	// others go as HTTP/1.1.
+	H2C bool
 }
 
 // conn wraps a connection. net/http reads and writes it; Close may come from

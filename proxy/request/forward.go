@@ -51,7 +51,7 @@ func (e *exchange) forward(ctx context.Context) {
 
 // transport picks the application's protocol.
 func (e *exchange) transport() http.RoundTripper {
-	if !e.upgrade && (e.s.cfg.H2C || e.grpc && e.r.ProtoMajor == 2) {
+	if !e.upgrade && (e.c.peer.H2C || e.grpc && e.r.ProtoMajor == 2) {
 		return e.s.two
 	}
 	return e.s.one
@@ -64,7 +64,7 @@ func (e *exchange) transport() http.RoundTripper {
 // to close it is to wait for what the client may never send.
 func (e *exchange) outgoing(ctx context.Context) *http.Request {
 	r := e.r
-	out := (&http.Request{Method: r.Method, URL: e.target.url(), Host: e.target.host, Header: r.Header,
+	out := (&http.Request{Method: r.Method, URL: e.target.url(e.c.peer.Forward), Host: e.target.host, Header: r.Header,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(ctx)
 	if r.ContentLength == 0 || r.Body == nil || r.Body == http.NoBody {
 		return out

@@ -81,9 +81,10 @@ func isQuery(q string) bool {
 	return true
 }
 
-// url is the form that net/http writes as it stands.
-func (t target) url() *url.URL {
-	return &url.URL{Scheme: "http", Host: "application", Opaque: t.path, RawQuery: t.query, ForceQuery: t.asked && t.query == ""}
+// url is the form that net/http writes as it stands. The application's address
+// in it is dialled, and not written.
+func (t target) url(address string) *url.URL {
+	return &url.URL{Scheme: "http", Host: address, Opaque: t.path, RawQuery: t.query, ForceQuery: t.asked && t.query == ""}
 }
 
 // cleanHead removes from h, in place, what is not for the application.

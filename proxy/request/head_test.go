@@ -41,7 +41,7 @@ func FuzzTarget(f *testing.F) {
 		if err != nil {
 			return
 		}
-		sent := first.url().RequestURI()
+		sent := first.url("app:80").RequestURI()
 		again, err := canonicalTarget(&http.Request{Method: "OPTIONS", RequestURI: sent, Host: first.host})
 		if err != nil || again != first {
 			t.Fatalf("%q at %q is sent as %q at %q, which is %+v, %v", uri, host, sent, first.host, again, err)

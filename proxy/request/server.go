@@ -20,7 +20,8 @@ import (
 // its connection is cut. A change of policies is in force within a second.
 const cutAfter = 400 * time.Millisecond
 
-// Server serves the requests of one listener's connections.
+// Server serves the requests of connections, whichever application they are
+// for.
 type Server struct {
 	cfg     Config
 	house   House
@@ -79,7 +80,7 @@ func (s *Server) newTransport(h2c bool) *http.Transport {
 	protocols.SetUnencryptedHTTP2(h2c)
 	return &http.Transport{
 		Protocols:           protocols,
-		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return s.cfg.Dial(ctx) },
+		DialContext:         func(ctx context.Context, _, address string) (net.Conn, error) { return s.cfg.Dial(ctx, address) },
 		MaxIdleConnsPerHost: 256,
 		// Below what applications commonly allow, so that they are not the
 		// ones to end a connection that is about to be used.
