@@ -32,9 +32,9 @@ import (
 
 // Records takes connection records that proxies report.
 type Records interface {
-	// Add takes JSON records, and a count of those that the sender lost. It
-	// never blocks on the server.
-	Add(events [][]byte, lost uint64)
+	// Add takes JSON records of a reporter, and a count of those that it lost.
+	// It never blocks on the server.
+	Add(reporter string, events [][]byte, lost uint64)
 }
 
 // Config is what a Server needs.
