@@ -13,6 +13,7 @@ import (
 	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity/mtls"
 	"github.com/aval-id/aval/identity/policy"
+	"github.com/aval-id/aval/identity/wire/sources"
 )
 
 // link is a connection from accept to close. Its near side was accepted, its
@@ -22,8 +23,8 @@ type link struct {
 	direction string
 	target    string // what its listener forwards to or dials
 	source    netip.AddrPort
-	began     time.Time // accepted
-	seat      *seat     // nil for outbound
+	began     time.Time     // accepted
+	seat      *sources.Seat // nil for outbound
 
 	peer   atomic.Pointer[party]     // who proved to be on the other side; nil without TLS
 	opened atomic.Pointer[time.Time] // when it began to be forwarded

@@ -93,6 +93,10 @@ type Config struct {
 	// of them may be in their handshake, and a quarter may be of peers without
 	// a certificate. Zero means DefaultMaxConnections.
 	MaxConnections int
+	// MaxHandshakesPerSource bounds what one source, an address of IPv4 or a
+	// /64 of IPv6, may have of each of the two. Zero means a quarter of them,
+	// and no bound for loopback.
+	MaxHandshakesPerSource int
 	// HandshakeTimeout bounds a TLS handshake, zero means
 	// DefaultHandshakeTimeout.
 	HandshakeTimeout time.Duration
@@ -162,6 +166,8 @@ func (c Config) withDurations() (Config, error) {
 	switch {
 	case c.MaxConnections < 4:
 		return c, fmt.Errorf("server config: connection limit %d is below 4", c.MaxConnections)
+	case c.MaxHandshakesPerSource < 0:
+		return c, fmt.Errorf("server config: limit of handshakes of one source is negative")
 	case min(c.MinTTL, c.NodeTTL, c.ServerTTL) < 0:
 		return c, fmt.Errorf("server config: a lifetime is negative")
 	case c.IntermediateTTL >= c.RootTTL:

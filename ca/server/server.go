@@ -260,11 +260,8 @@ func (s *Server) serveNodes(ctx context.Context) error {
 	limit := &limitListener{Listener: s.nodeListener, limit: int64(s.cfg.MaxConnections), refuse: s.refuseConnection}
 	config := mtls.OptionalServerConfig(s, mtls.NewVerifier(0), mtls.HasRole(s.cfg.TrustDomain, identity.RoleNode))
 	config.NextProtos = []string{"h2"}
-	transport := &nodeTransport{config: config, timeout: s.cfg.HandshakeTimeout,
-		slots: make(chan struct{}, max(1, s.cfg.MaxConnections/4)), strangers: make(chan struct{}, max(1, s.cfg.MaxConnections/4)),
-		refuse: s.refuseConnection}
 	g := grpc.NewServer(
-		grpc.Creds(transport),
+		grpc.Creds(newNodeTransport(config, s.cfg, s.refuseConnection)),
 		// The preface after the handshake has the same deadline.
 		grpc.ConnectionTimeout(2*s.cfg.HandshakeTimeout),
 		grpc.MaxRecvMsgSize(wire.MaxMessageBytes), grpc.MaxSendMsgSize(wire.MaxMessageBytes),

@@ -43,6 +43,7 @@ type serverSettings struct {
 	AuthorityReserve int64         `json:"authorityReserve" flag:"authority-reserve" usage:"bytes of disk held for administrative records (default 16 MiB, negative: none)"`
 	ConnectionsQuota int64         `json:"connectionsQuota" flag:"connections-quota" usage:"bytes that the connections log may take (default 4 GiB, negative: unlimited)"`
 	MaxConnections   int           `json:"maxConnections" flag:"max-connections" usage:"open connections of nodes (default 8192)"`
+	MaxPerSource     int           `json:"maxHandshakesPerSource" flag:"max-handshakes-per-source" usage:"TLS handshakes of one source at once, and its connections without a certificate (default: 1/16 of max-connections, loopback not counted)"`
 	HandshakeTimeout time.Duration `json:"handshakeTimeout" flag:"handshake-timeout" usage:"deadline of a TLS handshake (default 10s)"`
 	DrainTimeout     time.Duration `json:"drainTimeout" flag:"drain-timeout" usage:"bound of a graceful stop (default 5s)"`
 }
@@ -110,7 +111,7 @@ func (s *serverSettings) config(log *slog.Logger) (server.Config, error) {
 		ServerTTL: s.ServerTTL, IntermediateTTL: s.IntermediateTTL, RootTTL: s.RootTTL,
 		RootNamespace: s.RootNamespace, DefaultDeny: deny,
 		AuthorityReserve: s.AuthorityReserve, ConnectionsQuota: s.ConnectionsQuota,
-		MaxConnections: s.MaxConnections, HandshakeTimeout: s.HandshakeTimeout, DrainTimeout: s.DrainTimeout,
+		MaxConnections: s.MaxConnections, MaxHandshakesPerSource: s.MaxPerSource, HandshakeTimeout: s.HandshakeTimeout, DrainTimeout: s.DrainTimeout,
 		Version: build().Version, Logger: log,
 	}, nil
 }
