@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/aval-id/aval/identity/wire/socket"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -372,6 +374,41 @@ func TestConnectionsAreLimitedInTotalAndForEachUser(t *testing.T) {
 		}
 		conn.Close()
 		held[1].Close()
+	}
+}
+
+func TestAfterManyUsersThatWantAllConnectionsRoomIsLeft(t *testing.T) {
+	const total = 8192
+	c := NewCredentials(Limits{})
+	fill := func(uid uint32) (n int) {
+		for c.take(socket.Peer{UID: uid}) == nil {
+			n++
+		}
+		return n
+	}
+	self := uint32(os.Geteuid())
+	for greedy := 1; greedy <= 25; greedy++ {
+		fill(self + uint32(greedy))
+		if err := c.take(socket.Peer{UID: self + 1000}); err != nil {
+			t.Fatalf("after %d users that take all they get: %v", greedy, err)
+		}
+		c.give(self + 1000)
+	}
+	if first, last := c.byUID[self+1], c.byUID[self+25]; first > total/2 || last < few {
+		t.Errorf("the first has %d connections, the last %d", first, last)
+	}
+	if n := fill(self); n < total/reserved {
+		t.Errorf("%d connections are left for the agent's user", n)
+	}
+	if c.open > total {
+		t.Errorf("%d connections are open", c.open)
+	}
+	// What is given back is there for all.
+	for c.byUID[self+1] > 0 {
+		c.give(self + 1)
+	}
+	if n := fill(self + 1000); n < total/8 {
+		t.Errorf("only %d connections after some were closed", n)
 	}
 }
 
