@@ -103,7 +103,7 @@ func (a *Agent) build() error {
 	a.endpoint, err = endpoint.New(endpoint.Config{
 		Socket: cfg.Socket, Feed: a.feed, Ring: a.ring, Records: a.spool,
 		Limits: attest.Limits{Connections: cfg.MaxConnections, ConnectionsPerUID: cfg.MaxConnectionsPerUID},
-		Status: a.status, Logger: cfg.Logger,
+		Status: a.status, Logger: cfg.Logger, LookEvery: cfg.LookEvery,
 	})
 	a.metrics = newMetrics(a)
 	return err

@@ -339,6 +339,40 @@ func TestAPeerThatEndedIsRefused(t *testing.T) {
 	}
 }
 
+func TestATraceOutlivesTheReplacementOfItsFileAndNotAnExec(t *testing.T) {
+	dir := t.TempDir()
+	binary := filepath.Join(dir, "program")
+	put := func() {
+		text, err := os.ReadFile(lookPath(t, "sh"))
+		if err == nil {
+			err = os.WriteFile(binary+".new", text, 0o755)
+		}
+		if err == nil {
+			err = os.Rename(binary+".new", binary)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	put()
+	begin := filepath.Join(dir, "go")
+	p := open(t, child(t, nil, binary, "-c", "while [ ! -e "+begin+" ]; do sleep 0.02; done; exec sleep 1000").Process.Pid)
+	until(t, "the program", func() bool { a, err := p.Attributes(nil); return err == nil && slices.Equal(a[Path], []string{binary}) })
+	first, err := p.Trace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	put() // an upgrade under the running program
+	until(t, "no path", func() bool { a, err := p.Attributes(nil); return err == nil && a[Path] == nil })
+	if again, err := p.Trace(); err != nil || again != first {
+		t.Fatalf("%+v is not %+v: %v", again, first, err)
+	}
+	if err := os.WriteFile(begin, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "another trace", func() bool { now, err := p.Trace(); return err == nil && now != first })
+}
+
 func TestWithoutPeerPidfdTheUidMustBeTheOneThatConnected(t *testing.T) {
 	p, err := peerByPID(os.Getpid(), uint32(os.Geteuid()))
 	if err != nil {
