@@ -89,6 +89,10 @@ type Config struct {
 	// is dropped beyond it. Zero means DefaultConnectionsQuota, negative
 	// unlimited.
 	ConnectionsQuota int64
+	// IssuePace bounds the certificates that one node may cause, and
+	// RecordPace its connection records. Zero means DefaultIssuePace and
+	// DefaultRecordPace. What goes beyond is put off, never lost here.
+	IssuePace, RecordPace Pace
 	// MaxConnections bounds open connections on the node listener; a quarter
 	// of them may be in their handshake, and a quarter may be of peers without
 	// a certificate. Zero means DefaultMaxConnections.
@@ -156,6 +160,13 @@ func (c Config) withDurations() (Config, error) {
 	setDuration(&c.DrainTimeout, DefaultDrainTimeout)
 	if c.MaxConnections == 0 {
 		c.MaxConnections = DefaultMaxConnections
+	}
+	var err error
+	if c.IssuePace, err = c.IssuePace.withDefault("issue", DefaultIssuePace); err != nil {
+		return c, err
+	}
+	if c.RecordPace, err = c.RecordPace.withDefault("record", DefaultRecordPace); err != nil {
+		return c, err
 	}
 	switch {
 	case c.ConnectionsQuota == 0:

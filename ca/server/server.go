@@ -58,6 +58,7 @@ type Server struct {
 	receipts  receiptSigner
 	sessions  sessions
 	refusals  *refusals
+	paces     nodePaces
 	ledger    *ledger
 	metrics   *metrics
 
@@ -74,7 +75,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, started: time.Now(),
+	s := &Server{cfg: cfg, log: cfg.Logger, started: time.Now(), paces: nodePaces{issue: cfg.IssuePace, record: cfg.RecordPace},
 		sessions: sessions{open: map[string]*session{}, past: map[string]presence{}}}
 	if err := s.open(); err != nil {
 		s.Close()

@@ -44,6 +44,10 @@ type serverSettings struct {
 	ConnectionsQuota int64         `json:"connectionsQuota" flag:"connections-quota" usage:"bytes that the connections log may take (default 4 GiB, negative: unlimited)"`
 	MaxConnections   int           `json:"maxConnections" flag:"max-connections" usage:"open connections of nodes (default 8192)"`
 	MaxPerSource     int           `json:"maxHandshakesPerSource" flag:"max-handshakes-per-source" usage:"TLS handshakes of one source at once, and its connections without a certificate (default: 1/16 of max-connections, loopback not counted)"`
+	NodeSVIDs        int           `json:"nodeSVIDsPerSecond" flag:"node-svids-per-second" usage:"certificates that one node may cause in the long run (default 100, negative: unlimited)"`
+	NodeSVIDBurst    int           `json:"nodeSVIDBurst" flag:"node-svid-burst" usage:"certificates that one node may cause at once (default 20000)"`
+	NodeRecords      int           `json:"nodeRecordsPerSecond" flag:"node-records-per-second" usage:"connection records taken from one node in the long run (default 2000, negative: unlimited)"`
+	NodeRecordBurst  int           `json:"nodeRecordBurst" flag:"node-record-burst" usage:"connection records taken from one node at once (default 100000)"`
 	HandshakeTimeout time.Duration `json:"handshakeTimeout" flag:"handshake-timeout" usage:"deadline of a TLS handshake (default 10s)"`
 	DrainTimeout     time.Duration `json:"drainTimeout" flag:"drain-timeout" usage:"bound of a graceful stop (default 5s)"`
 }
@@ -112,6 +116,8 @@ func (s *serverSettings) config(log *slog.Logger) (server.Config, error) {
 		RootNamespace: s.RootNamespace, DefaultDeny: deny,
 		AuthorityReserve: s.AuthorityReserve, ConnectionsQuota: s.ConnectionsQuota,
 		MaxConnections: s.MaxConnections, MaxHandshakesPerSource: s.MaxPerSource, HandshakeTimeout: s.HandshakeTimeout, DrainTimeout: s.DrainTimeout,
-		Version: build().Version, Logger: log,
+		IssuePace:  server.Pace{PerSecond: float64(s.NodeSVIDs), Burst: s.NodeSVIDBurst},
+		RecordPace: server.Pace{PerSecond: float64(s.NodeRecords), Burst: s.NodeRecordBurst},
+		Version:    build().Version, Logger: log,
 	}, nil
 }
