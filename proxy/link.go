@@ -27,7 +27,7 @@ type link struct {
 	seat      *sources.Seat // nil for outbound
 
 	peer   atomic.Pointer[party]     // who proved to be on the other side; nil without TLS
-	opened atomic.Pointer[time.Time] // when it began to be forwarded
+	opened atomic.Pointer[time.Time] // when it began to be forwarded, or its requests to be served
 	quiet  time.Time                 // the sweep's: it cannot be idle for too long before
 	// original is where a redirected connection was going, and zero for one
 	// that came by itself. It is set before the link is served.
