@@ -86,7 +86,7 @@ func (a *Agent) build() error {
 	if err != nil {
 		return err
 	}
-	a.spool, err = spool.Open(spool.Config{Dir: filepath.Join(cfg.DataDir, "spool"), Bytes: cfg.SpoolBytes, Logger: cfg.Logger})
+	a.spool, err = spool.Open(spool.Config{Dir: filepath.Join(cfg.DataDir, "spool"), Bytes: cfg.SpoolBytes, Logger: cfg.Logger, Loss: endpoint.Loss})
 	if err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func (a *Agent) build() error {
 	a.endpoint, err = endpoint.New(endpoint.Config{
 		Socket: cfg.Socket, Feed: a.feed, Ring: a.ring, Records: a.spool,
 		Limits: attest.Limits{Connections: cfg.MaxConnections, ConnectionsPerUID: cfg.MaxConnectionsPerUID},
-		Status: a.status, Logger: cfg.Logger,
+		Status: a.status, Logger: cfg.Logger, LookEvery: cfg.LookEvery,
 	})
 	a.metrics = newMetrics(a)
 	return err
@@ -139,9 +139,6 @@ func (a *Agent) Run(parent context.Context) error {
 // Close gives up the data directory of an agent that does not run.
 func (a *Agent) Close() error {
 	var errs []error
-	if a.spool != nil {
-		errs = append(errs, a.spool.Close())
-	}
 	if a.lock != nil {
 		errs = append(errs, a.lock.Close())
 		a.lock = nil

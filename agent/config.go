@@ -57,6 +57,7 @@ type Config struct {
 	MaxConnections       int           // to the socket; zero means 8192
 	MaxConnectionsPerUID int           // zero means 4096
 	SpoolBytes           int64         // connection records kept while the server is away; zero means 32 MiB
+	LookEvery            time.Duration // between two looks at the process of an open stream, longer where there are many; zero means 5 s
 	RetryMax             time.Duration // longest wait between tries to reach the server; zero means 5 s
 }
 
@@ -94,7 +95,7 @@ func (c Config) check() (Config, error) {
 	if len(c.Socket) > maxSocketPath {
 		return c, fmt.Errorf("socket path of %d bytes is longer than the %d that Unix sockets allow", len(c.Socket), maxSocketPath)
 	}
-	if c.MaxConnections < 0 || c.MaxConnectionsPerUID < 0 || c.SpoolBytes < 0 || c.RetryMax < 0 {
+	if c.MaxConnections < 0 || c.MaxConnectionsPerUID < 0 || c.SpoolBytes < 0 || c.RetryMax < 0 || c.LookEvery < 0 {
 		return c, errors.New("a limit is negative")
 	}
 	return c, nil

@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/document"
 	"github.com/aval-id/aval/identity/identitytest"
@@ -272,7 +273,12 @@ func (s *fakeServer) take(out chan *wire.ServerFrame, f *wire.NodeFrame) {
 		s.mu.Lock()
 		for _, e := range f.Records.GetEvents() {
 			var v map[string]any
-			if json.Unmarshal(e, &v) == nil {
+			if json.Unmarshal(e, &v) != nil {
+				continue
+			}
+			if v["kind"] == string(audit.KindLoss) {
+				s.lost += uint64(v["lost"].(float64))
+			} else {
 				s.records = append(s.records, v)
 			}
 		}

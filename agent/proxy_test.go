@@ -294,6 +294,32 @@ func strangerOf(t *testing.T, cmd *exec.Cmd, socket string) (grpc.ClientConnInte
 	}
 }
 
+func TestAnExecIsNoticedThoughNothingIsPushed(t *testing.T) {
+	s := newFakeServer(t, identitytest.New(t, "example.org"))
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.apply(registration("web", "/ns/shop/sa/web", fmt.Sprintf("{unix.path: %q}", self)))
+	cfg := testConfig(t, s)
+	cfg.LookEvery = 20 * time.Millisecond
+	a := start(t, cfg)
+	a.ready(t)
+	conn, _, tell := stranger(t, a.cfg.Socket)
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "workload.spiffe.io", "true")
+	st, err := workload.NewSpiffeWorkloadAPIClient(conn).FetchX509SVID(ctx, &workload.X509SVIDRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := st.Recv(); err != nil || !slices.Equal(ids(m), []string{web}) {
+		t.Fatal(m, err)
+	}
+	tell("exec")
+	if m, err := st.Recv(); status.Code(err) != codes.PermissionDenied {
+		t.Fatal(ids(m), err)
+	}
+}
+
 func TestAnExecThatChangesTheProcessEndsItsStream(t *testing.T) {
 	s := newFakeServer(t, identitytest.New(t, "example.org"))
 	self, err := os.Executable()

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/identity/wire/sources"
 	"github.com/aval-id/aval/rotation"
 )
 
@@ -61,10 +62,20 @@ func (p *Proxy) admitLink(c *net.TCPConn, port port) (*link, error) {
 	}
 	if err != nil {
 		p.open.Add(-1)
-		l.seat.leave()
+		l.seat.Leave()
 		return nil, err
 	}
 	return l, nil
+}
+
+// newSources bounds who occupies the inbound ports. Where nothing is set for
+// sources, loopback is none.
+func newSources(l Limits) *sources.Sources {
+	s := sources.Limits{Handshakes: l.MaxHandshakes, SourceConnections: l.MaxConnectionsPerSource, SourceHandshakes: l.MaxHandshakesPerSource,
+		SpareLoopback: l.MaxConnectionsPerSource == 0 && l.MaxHandshakesPerSource == 0}
+	orDefault(&s.SourceConnections, max(1, l.MaxConnections/2))
+	orDefault(&s.SourceHandshakes, max(1, l.MaxHandshakes/4))
+	return sources.New(s)
 }
 
 // takeSeat counts an inbound connection. One from a load balancer is counted
@@ -76,10 +87,10 @@ func (p *Proxy) takeSeat(l *link, port port) (err error) {
 	if port.direction != audit.DirectionInbound {
 		return nil
 	}
-	if l.seat, err = p.sources.seat(); err != nil || port.in.trusts(l.source.Addr()) {
+	if l.seat, err = p.sources.Seat(); err != nil || port.in.trusts(l.source.Addr()) {
 		return err
 	}
-	return l.seat.charge(l.source.Addr())
+	return l.seat.Charge(l.source.Addr())
 }
 
 // begin serves a link up to its verdict. What a stranger sends must not end
@@ -112,7 +123,7 @@ func (p *Proxy) turnAway(c *net.TCPConn, direction string, over error) {
 func (p *Proxy) finish(l *link) {
 	l.close(false)
 	p.recordEnd(l, time.Now())
-	l.seat.leave()
+	l.seat.Leave()
 	p.table.remove(l)
 	p.open.Add(-1)
 	p.conns.Done()

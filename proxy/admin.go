@@ -63,7 +63,7 @@ func (a *admin) ProxyStatus(context.Context, *wire.ProxyStatusRequest) (*wire.Pr
 	out := &wire.ProxyStatusResponse{
 		SpiffeId: st.Identity, Serial: st.Serial, NodeId: st.Node, Generation: st.Generation,
 		Connected: st.Connected, Draining: p.draining.Load(), Open: st.Open, MaxConnections: p.mostConnections(),
-		Handshakes: int64(p.sources.inProgress()), MaxHandshakes: int64(p.cfg.Limits.MaxHandshakes),
+		Handshakes: int64(p.sources.InProgress()), MaxHandshakes: int64(p.cfg.Limits.MaxHandshakes),
 		Memory: p.memory.held.Load(), MaxMemory: p.memory.most,
 		RecordsWaiting: p.reporter.waiting(), Pid: int64(os.Getpid()),
 	}

@@ -28,6 +28,7 @@ const childVariable = "AVAL_PROXY_CHILD"
 type job struct {
 	Agent, ID, Listen, Forward, Admin string
 	Files                             uint64 // limit of open files
+	Protocol                          Protocol
 }
 
 // runChild runs a proxy until its standard input ends. The line "exhaust"
@@ -45,7 +46,7 @@ func runChild(text string) error {
 		return err
 	}
 	p, err := New(Config{Agent: j.Agent, Identity: id, Admin: j.Admin,
-		Inbound: []Inbound{{Listen: j.Listen, Forward: j.Forward, Port: 8080}}, Limits: Limits{Drain: time.Second}})
+		Inbound: []Inbound{{Listen: j.Listen, Forward: j.Forward, Port: 8080, Protocol: j.Protocol}}, Limits: Limits{Drain: time.Second}})
 	if err != nil {
 		return err
 	}

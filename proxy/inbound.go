@@ -284,7 +284,7 @@ func (v *visit) partingRead() {
 // admit dials the application where that is still to be done, makes sure that
 // the newest policies agree, records, and forwards.
 func (v *visit) admit(ctx context.Context, a admission, d policy.Decision, near half, far *raw) bool {
-	v.l.seat.decided()
+	v.l.seat.Decided()
 	peer := mtls.Peer{ID: a.conn.Peer, Serial: a.clientSerial}
 	if far == nil {
 		var err error

@@ -13,6 +13,7 @@ import (
 	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity/mtls"
 	"github.com/aval-id/aval/identity/policy"
+	"github.com/aval-id/aval/identity/wire/sources"
 )
 
 // link is a connection from accept to close. Its near side was accepted, its
@@ -22,11 +23,11 @@ type link struct {
 	direction string
 	target    string // what its listener forwards to or dials
 	source    netip.AddrPort
-	began     time.Time // accepted
-	seat      *seat     // nil for outbound
+	began     time.Time     // accepted
+	seat      *sources.Seat // nil for outbound
 
 	peer   atomic.Pointer[party]     // who proved to be on the other side; nil without TLS
-	opened atomic.Pointer[time.Time] // when it began to be forwarded
+	opened atomic.Pointer[time.Time] // when it began to be forwarded, or its requests to be served
 	quiet  time.Time                 // the sweep's: it cannot be idle for too long before
 	// original is where a redirected connection was going, and zero for one
 	// that came by itself. It is set before the link is served.

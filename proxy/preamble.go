@@ -52,7 +52,7 @@ func (v *visit) preamble() bool {
 		return v.spurn(err.Error())
 	}
 	if trusted {
-		if err := v.l.seat.charge(v.remote.Addr()); err != nil {
+		if err := v.l.seat.Charge(v.remote.Addr()); err != nil {
 			return v.refuse(audit.ReasonLimit, err.Error(), v.undecided(), nil)
 		}
 	}

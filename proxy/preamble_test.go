@@ -264,9 +264,8 @@ func TestOneSourceCannotTakeEverything(t *testing.T) {
 		headed(t, in, version(2, fmt.Sprintf("[2001:db8::%d]:1", i+1), "[2001:db8::f]:2"))
 	}
 	eventually(t, "two silent handshakes", func() bool {
-		p.sources.mu.Lock()
-		defer p.sources.mu.Unlock()
-		return p.sources.shares[netip.MustParsePrefix("2001:db8::/64")].handshakes == 2
+		_, shaking := p.sources.Of(netip.MustParseAddr("2001:db8::1"))
+		return shaking == 2
 	})
 	if err := gone(headed(t, in, version(2, "[2001:db8::3]:1", "[2001:db8::f]:2"))); err != nil {
 		t.Error(err)
@@ -285,12 +284,12 @@ func TestOneSourceCannotTakeEverything(t *testing.T) {
 		t.Error("a fourth connection of one source was served")
 	}
 	// All handshakes together, once those above have their verdicts.
-	eventually(t, "two handshakes left", func() bool { return p.sources.inProgress() == 2 })
+	eventually(t, "two handshakes left", func() bool { return p.sources.InProgress() == 2 })
 	var silent []net.Conn
 	for i := range 4 {
 		silent = append(silent, headed(t, in, version(1, fmt.Sprintf("198.51.100.%d:1", i), "198.51.100.9:2")))
 	}
-	eventually(t, "six silent handshakes", func() bool { return p.sources.inProgress() == 6 })
+	eventually(t, "six silent handshakes", func() bool { return p.sources.InProgress() == 6 })
 	if _, err := callTo(in, nil); err == nil {
 		t.Error("a seventh handshake was begun")
 	}
@@ -299,34 +298,4 @@ func TestOneSourceCannotTakeEverything(t *testing.T) {
 		c.Close()
 	}
 	eventually(t, "room for more", func() bool { _, err := callTo(in, nil); return err == nil })
-}
-
-func TestSeatsAreGivenBack(t *testing.T) {
-	s := newSources(Limits{MaxConnections: 8, MaxHandshakes: 4})
-	var seats []*seat
-	for i := range 4 {
-		st, err := s.seat()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := st.charge(netip.AddrFrom4([4]byte{192, 0, 2, byte(i % 2)})); (err == nil) != (i < 2) {
-			t.Errorf("%d: %v", i, err) // a quarter of the handshakes is one
-		}
-		seats = append(seats, st)
-	}
-	if _, err := s.seat(); err == nil {
-		t.Error("a fifth handshake was begun")
-	}
-	for _, st := range seats {
-		st.decided()
-		st.leave()
-		st.leave()
-	}
-	if s.shaking != 0 || len(s.shares) != 0 {
-		t.Errorf("left: %d handshakes, shares %v", s.shaking, s.shares)
-	}
-	local, _ := s.seat()
-	if err := local.charge(netip.MustParseAddr("127.0.0.1")); err != nil || local.charged {
-		t.Errorf("loopback is charged where nothing is set: %v", err)
-	}
 }

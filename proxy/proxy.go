@@ -15,6 +15,7 @@ import (
 	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity/mtls"
 	"github.com/aval-id/aval/identity/wire"
+	"github.com/aval-id/aval/identity/wire/sources"
 	"github.com/aval-id/aval/proxy/request"
 )
 
@@ -26,7 +27,7 @@ type Proxy struct {
 	verifier *mtls.Verifier
 	metrics  *metrics
 	reporter *reporter
-	sources  *sources
+	sources  *sources.Sources
 	memory   *memory
 
 	state     atomic.Pointer[state]

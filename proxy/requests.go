@@ -287,7 +287,8 @@ func (v *visit) handOver(a admission, d policy.Decision, conn *tls.Conn, ahead [
 	if len(ahead) > 0 {
 		nc = &rewound{Conn: nc, ahead: ahead}
 	}
-	l := v.l
+	l, now := v.l, time.Now()
+	l.opened.Store(&now)
 	v.p.requests.Serve(nc, peer, func() { v.p.finish(l) })
 	return true
 }

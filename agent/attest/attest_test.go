@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/aval-id/aval/identity/wire/socket"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -337,6 +339,40 @@ func TestAPeerThatEndedIsRefused(t *testing.T) {
 	}
 }
 
+func TestATraceOutlivesTheReplacementOfItsFileAndNotAnExec(t *testing.T) {
+	dir := t.TempDir()
+	binary := filepath.Join(dir, "program")
+	put := func() {
+		text, err := os.ReadFile(lookPath(t, "sh"))
+		if err == nil {
+			err = os.WriteFile(binary+".new", text, 0o755)
+		}
+		if err == nil {
+			err = os.Rename(binary+".new", binary)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	put()
+	begin := filepath.Join(dir, "go")
+	p := open(t, child(t, nil, binary, "-c", "while [ ! -e "+begin+" ]; do sleep 0.02; done; exec sleep 1000").Process.Pid)
+	until(t, "the program", func() bool { a, err := p.Attributes(nil); return err == nil && slices.Equal(a[Path], []string{binary}) })
+	first, err := p.Trace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	put() // an upgrade under the running program
+	until(t, "no path", func() bool { a, err := p.Attributes(nil); return err == nil && a[Path] == nil })
+	if again, err := p.Trace(); err != nil || again != first {
+		t.Fatalf("%+v is not %+v: %v", again, first, err)
+	}
+	if err := os.WriteFile(begin, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "another trace", func() bool { now, err := p.Trace(); return err == nil && now != first })
+}
+
 func TestWithoutPeerPidfdTheUidMustBeTheOneThatConnected(t *testing.T) {
 	p, err := peerByPID(os.Getpid(), uint32(os.Geteuid()))
 	if err != nil {
@@ -372,6 +408,41 @@ func TestConnectionsAreLimitedInTotalAndForEachUser(t *testing.T) {
 		}
 		conn.Close()
 		held[1].Close()
+	}
+}
+
+func TestAfterManyUsersThatWantAllConnectionsRoomIsLeft(t *testing.T) {
+	const total = 8192
+	c := NewCredentials(Limits{})
+	fill := func(uid uint32) (n int) {
+		for c.take(socket.Peer{UID: uid}) == nil {
+			n++
+		}
+		return n
+	}
+	self := uint32(os.Geteuid())
+	for greedy := 1; greedy <= 25; greedy++ {
+		fill(self + uint32(greedy))
+		if err := c.take(socket.Peer{UID: self + 1000}); err != nil {
+			t.Fatalf("after %d users that take all they get: %v", greedy, err)
+		}
+		c.give(self + 1000)
+	}
+	if first, last := c.byUID[self+1], c.byUID[self+25]; first > total/2 || last < few {
+		t.Errorf("the first has %d connections, the last %d", first, last)
+	}
+	if n := fill(self); n < total/reserved {
+		t.Errorf("%d connections are left for the agent's user", n)
+	}
+	if c.open > total {
+		t.Errorf("%d connections are open", c.open)
+	}
+	// What is given back is there for all.
+	for c.byUID[self+1] > 0 {
+		c.give(self + 1)
+	}
+	if n := fill(self + 1000); n < total/8 {
+		t.Errorf("only %d connections after some were closed", n)
 	}
 }
 

@@ -65,11 +65,22 @@ func (p *Peer) Watched() string {
 	return ""
 }
 
-// Limits bound the connections of one endpoint.
+// Limits bound the connections of one endpoint. Besides, a user may have as
+// many as are left free for the others, so that none takes more than half. A
+// part is kept for users that have few, and another for root and the agent's
+// own user.
 type Limits struct {
 	Connections       int // in total; zero means 8192
 	ConnectionsPerUID int // zero means 4096
 }
+
+const (
+	// reserved is the part of the connections kept for root, and that for
+	// users that have few: one of so many each.
+	reserved = 16
+	// few is how many connections are few.
+	few = 16
+)
 
 // Credentials take hold of the process behind each connection of a Unix
 // socket.
@@ -102,7 +113,7 @@ func (c *Credentials) admit(conn *net.UnixConn, who socket.Peer) (net.Conn, cred
 	if err != nil {
 		return nil, nil, fmt.Errorf("peer: %w", err)
 	}
-	if err := c.take(p.UID); err != nil {
+	if err := c.take(who); err != nil {
 		p.Close()
 		return nil, nil, err
 	}
@@ -120,17 +131,27 @@ func (c *Credentials) Open() int {
 	return c.open
 }
 
-func (c *Credentials) take(uid uint32) error {
+func (c *Credentials) take(who socket.Peer) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.open >= c.limits.Connections {
-		return fmt.Errorf("peer: limit of %d connections is reached", c.limits.Connections)
+	most, held := c.limits.Connections, c.byUID[who.UID]
+	if !who.Owner() {
+		most -= most / reserved
+		if held >= few {
+			most -= most / reserved
+		}
 	}
-	if c.byUID[uid] >= c.limits.ConnectionsPerUID {
-		return fmt.Errorf("peer: limit of %d connections of uid %d is reached", c.limits.ConnectionsPerUID, uid)
+	free := most - c.open
+	switch {
+	case free <= 0:
+		return fmt.Errorf("peer: limit of %d connections is reached", most)
+	case held >= c.limits.ConnectionsPerUID:
+		return fmt.Errorf("peer: limit of %d connections of uid %d is reached", c.limits.ConnectionsPerUID, who.UID)
+	case !who.Owner() && held >= max(few, free):
+		return fmt.Errorf("peer: uid %d has %d connections, and the %d that are free are for others", who.UID, held, free)
 	}
 	c.open++
-	c.byUID[uid]++
+	c.byUID[who.UID]++
 	return nil
 }
 

@@ -32,9 +32,9 @@ import (
 
 // Records takes connection records that proxies report.
 type Records interface {
-	// Add takes JSON records, and a count of those that the sender lost. It
-	// never blocks on the server.
-	Add(events [][]byte, lost uint64)
+	// Add takes JSON records of a reporter, and a count of those that it lost.
+	// It never blocks on the server.
+	Add(reporter string, events [][]byte, lost uint64)
 }
 
 // Config is what a Server needs.
@@ -46,6 +46,9 @@ type Config struct {
 	Limits  attest.Limits
 	Status  func() *wire.StatusResponse
 	Logger  *slog.Logger
+	// LookEvery is how often the process of an open stream is attested again
+	// while nothing is pushed to it and streams are few. Zero means 5 s.
+	LookEvery time.Duration
 }
 
 // Server serves the socket. It is safe for concurrent use.
@@ -55,6 +58,8 @@ type Server struct {
 	peers  *attest.Credentials
 	panics atomic.Uint64
 	denied atomic.Uint64
+
+	followed atomic.Int64 // streams that wait for changes
 }
 
 // socketMode lets every process connect: what it gets depends on what it is.
@@ -73,6 +78,9 @@ const (
 func New(cfg Config) (*Server, error) {
 	if cfg.Socket == "" || cfg.Feed == nil || cfg.Ring == nil || cfg.Records == nil || cfg.Status == nil || cfg.Logger == nil {
 		return nil, errors.New("endpoint: a part of the configuration is missing")
+	}
+	if cfg.LookEvery <= 0 {
+		cfg.LookEvery = 5 * time.Second
 	}
 	return &Server{cfg: cfg, peers: attest.NewCredentials(cfg.Limits)}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/aval-id/aval/agent/attest"
@@ -45,13 +46,22 @@ var errNotSynced = status.Error(codes.Unavailable, "the agent holds no snapshot 
 
 // follow runs a streaming call: it pushes at once, and then at each change of
 // the roster or of an SVID, until the call ends or the process is entitled to
-// nothing any more. The process is attested at the start and again before
-// each push; one that became another ends the call.
+// nothing any more. The process is attested at the start, again before each
+// push, and from time to time between them; one that became another ends the
+// call.
 func (s *Server) follow(ctx context.Context, f follower) error {
 	who, err := caller(ctx)
 	if err != nil {
 		return err
 	}
+	trace, err := who.Trace()
+	if err != nil {
+		return unattested(err)
+	}
+	s.followed.Add(1)
+	defer s.followed.Add(-1)
+	look := time.NewTimer(s.untilLook())
+	defer look.Stop()
 	view, changed, err := s.firstView(ctx)
 	if err != nil {
 		return err
@@ -81,6 +91,12 @@ func (s *Server) follow(ctx context.Context, f follower) error {
 		select {
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()
+		case <-look.C:
+			if err := became(who, trace); err != nil {
+				return err
+			}
+			look.Reset(s.untilLook())
+			continue
 		case <-lease.Changed():
 			continue
 		case <-changed:
@@ -95,6 +111,16 @@ func (s *Server) follow(ctx context.Context, f follower) error {
 			return err
 		}
 	}
+}
+
+// maxLooks bounds how many processes a second are looked at again while
+// nothing is pushed to them.
+const maxLooks = 200
+
+// untilLook is how long a stream waits before its process is looked at again:
+// longer where there are many.
+func (s *Server) untilLook() time.Duration {
+	return max(s.cfg.LookEvery, time.Duration(s.followed.Load())*time.Second/maxLooks)
 }
 
 // firstView returns the roster of the moment. While there is none it waits a
@@ -207,9 +233,36 @@ func (s *Server) attributes(who *attest.Peer, view *roster.Roster) (identity.Att
 	}
 	a, err := who.Attributes(hashes)
 	if err != nil {
-		return nil, status.Errorf(codes.PermissionDenied, "caller cannot be attested: %v", err)
+		return nil, unattested(err)
 	}
 	return a, nil
+}
+
+// unattested is the answer to a caller that could not be attested: what this
+// process lacks for it may be there later.
+func unattested(err error) error {
+	for _, passing := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
+		if errors.Is(err, passing) {
+			return status.Errorf(codes.Unavailable, "caller cannot be attested now: %v", err)
+		}
+	}
+	return status.Errorf(codes.PermissionDenied, "caller cannot be attested: %v", err)
+}
+
+// became says that the caller is another program or user than it was, or is
+// gone. What cannot be seen now is looked at the next time.
+func became(who *attest.Peer, trace attest.Trace) error {
+	now, err := who.Trace()
+	if err != nil {
+		if err = unattested(err); status.Code(err) == codes.Unavailable {
+			return nil
+		}
+		return err
+	}
+	if now != trace {
+		return errChanged
+	}
+	return nil
 }
 
 // unchanged attests the caller again and compares.

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/aval-id/aval/agent/attest"
 	"github.com/aval-id/aval/agent/roster"
@@ -133,7 +134,7 @@ func (p *proxies) Report(stream wire.Proxy_ReportServer) error {
 				"refused", len(batch.GetEvents())-len(events), "error", bad)
 		}
 		lost := min(batch.GetLost(), maxLost)
-		p.s.cfg.Records.Add(events, lost+uint64(len(batch.GetEvents())-len(events)))
+		p.s.cfg.Records.Add(stamp.ID.String(), events, lost+uint64(len(batch.GetEvents())-len(events)))
 		if err := stream.Send(&wire.RecordsAck{Sequence: batch.GetSequence()}); err != nil {
 			return err
 		}
@@ -167,6 +168,17 @@ func (p *proxies) reporter(_ context.Context, who *attest.Peer) (reporter, error
 		return reporter{}, err
 	}
 	return reporter{ID: chosen[0].ID, Registration: chosen[0].Path(), Node: view.Node.ID.String()}, nil
+}
+
+// Loss is the record that says that n records of a reporter, known by its
+// SPIFFE ID where it is known, were dropped.
+func Loss(reporter string, n uint64) []byte {
+	text, err := json.Marshal(audit.Event{Time: time.Now(), Kind: audit.KindLoss, Verdict: audit.VerdictDone,
+		Reporter: reporter, Lost: n, Detail: "connection records dropped"})
+	if err != nil {
+		panic(err) // nothing in it can fail to print
+	}
+	return text
 }
 
 // stampAll stamps the good records and returns the fault of the first bad

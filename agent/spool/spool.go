@@ -1,7 +1,7 @@
 // Package spool keeps connection records between the proxies that made them
-// and the server's log: bounded, oldest dropped first and counted, and on
-// disk, so that the end of the agent's process loses nothing that it
-// acknowledged.
+// and the server's log: bounded, with a fair share for each reporter, drops
+// counted by reporter, and on disk, so that the end of the agent's process
+// loses nothing that it acknowledged.
 //
 // It owns the order and the bounds. It leaves what a record says to its
 // caller, and the sending to upstream. Records are delivered at least once: a
@@ -24,6 +24,8 @@ const (
 	MaxBatch = 1000
 	// maxBatchBytes bounds a batch's records; one larger record still goes.
 	maxBatchBytes = 1 << 20
+	// maxLosses is how many reporters' losses travel with a batch at most.
+	maxLosses = 64
 	// linger is how long a record waits for company before it is sent.
 	linger = 50 * time.Millisecond
 	// overhead is what a record costs in memory besides its bytes.
@@ -35,14 +37,18 @@ type Config struct {
 	Dir    string       // mode 0700, made if absent; "" keeps records in memory alone
 	Bytes  int64        // bound on what is kept; zero means 32 MiB
 	Logger *slog.Logger // nil discards
+	// Loss words that n records of a reporter were dropped, as a record. Zero
+	// tells of losses by their sum alone.
+	Loss func(reporter string, n uint64) []byte
 }
 
 // Batch is what is sent together.
 type Batch struct {
-	Events [][]byte
-	Lost   uint64 // records that were dropped before these
+	Events [][]byte // losses, worded by Config.Loss, come last
+	Lost   uint64   // records that were dropped before these, and are in no event
 
-	after uint64 // number after the last
+	after  uint64            // number after the last
+	losses map[string]uint64 // by reporter, that the batch tells of
 }
 
 // Spool is a bounded queue of records. It is safe for concurrent use by many
@@ -50,15 +56,16 @@ type Batch struct {
 type Spool struct {
 	bound  int64
 	logger *slog.Logger
+	word   func(string, uint64) []byte
 	filled chan struct{}
 
 	mu      sync.Mutex // guards what follows
-	records []record   // oldest first
-	next    uint64     // number of the next record
+	shares  map[string]*share
+	waiting int
+	next    uint64 // number of the next record
 	bytes   int64
-	lost    uint64 // dropped and not yet reported
-	dropped uint64 // dropped since the start
-	journal *journal
+	dropped uint64   // since the start
+	journal *journal // nil for memory alone
 }
 
 type record struct {
@@ -77,7 +84,7 @@ func Open(cfg Config) (*Spool, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Spool{bound: cfg.Bytes, logger: cfg.Logger, filled: make(chan struct{}, 1)}
+	s := &Spool{bound: cfg.Bytes, logger: cfg.Logger, word: cfg.Loss, filled: make(chan struct{}, 1), shares: make(map[string]*share)}
 	if cfg.Dir == "" {
 		return s, nil
 	}
@@ -86,31 +93,39 @@ func Open(cfg Config) (*Spool, error) {
 		return nil, fmt.Errorf("spool: %w", err)
 	}
 	s.journal = j
-	for _, r := range left {
-		s.push(r)
+	for _, l := range left {
+		sh := s.share(l.reporter)
+		sh.segments = append(sh.segments, l.segment)
+		for _, r := range l.records {
+			s.push(sh, r)
+		}
+	}
+	for _, sh := range s.shares {
+		s.trim(sh)
 	}
 	return s, nil
 }
 
-// Add takes records, and a count of records that the sender itself lost. When
-// it returns they survive the end of this process, unless the bound or the
-// disk drops them, which is counted.
-func (s *Spool) Add(events [][]byte, lost uint64) {
+// Add takes records of a reporter, and a count of those that it lost itself.
+// When it returns they survive the end of this process, unless the bound or
+// the disk drops them, which is counted.
+func (s *Spool) Add(reporter string, events [][]byte, lost uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.lost += lost
+	sh := s.share(reporter)
+	sh.lost += lost
 	added := make([]record, 0, len(events))
 	for _, e := range events {
-		r := record{number: s.next, event: e}
-		added = append(added, r)
-		s.push(r)
+		added = append(added, record{number: s.next, event: e})
+		s.push(sh, added[len(added)-1])
 	}
 	if s.journal != nil {
-		if err := s.journal.append(added); err != nil {
+		if err := s.journal.append(sh, added); err != nil {
 			s.logger.Warn("connection records are in memory alone", "error", err)
 		}
-		s.trim()
+		s.trim(sh)
 	}
+	s.forget(sh)
 	s.poke()
 }
 
@@ -145,12 +160,15 @@ func (s *Spool) Next(ctx context.Context) (Batch, error) {
 func (s *Spool) Done(b Batch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(s.records) > 0 && s.records[0].number < b.after {
-		s.shift()
+	for reporter, sh := range s.shares {
+		for len(sh.records) > 0 && sh.records[0].number < b.after {
+			s.shift(sh)
+		}
+		sh.lost -= min(sh.lost, b.losses[reporter])
+		s.trim(sh)
+		s.forget(sh)
 	}
-	s.lost -= min(s.lost, b.Lost)
-	s.trim()
-	if len(s.records) > 0 || s.lost > 0 {
+	if s.holds() {
 		s.poke()
 	}
 }
@@ -160,25 +178,16 @@ func (s *Spool) Done(b Batch) {
 func (s *Spool) Stats() (waiting int, dropped uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.records), s.dropped
+	return s.waiting, s.dropped
 }
 
-// Close lets go of the files.
-func (s *Spool) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.journal == nil {
-		return nil
-	}
-	return s.journal.close()
-}
-
+// take gathers the oldest records of all reporters, and what was lost.
 func (s *Spool) take() (Batch, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b := Batch{Lost: s.lost}
+	b := Batch{losses: make(map[string]uint64)}
 	size := 0
-	for _, r := range s.records {
+	for r := range s.oldest() {
 		if len(b.Events) == MaxBatch || len(b.Events) > 0 && size+len(r.event) > maxBatchBytes {
 			break
 		}
@@ -186,53 +195,30 @@ func (s *Spool) take() (Batch, bool) {
 		b.Events = append(b.Events, r.event)
 		b.after = r.number + 1
 	}
+	for reporter, sh := range s.shares {
+		if sh.lost == 0 || len(b.losses) == maxLosses {
+			continue
+		}
+		b.losses[reporter] = sh.lost
+		if s.word == nil {
+			b.Lost += sh.lost
+		} else {
+			b.Events = append(b.Events, s.word(reporter, sh.lost))
+		}
+	}
 	return b, len(b.Events) > 0 || b.Lost > 0
-}
-
-// push appends one record and drops the oldest beyond the bound, guarded by
-// s.mu.
-func (s *Spool) push(r record) {
-	s.records = append(s.records, r)
-	s.next = r.number + 1
-	s.bytes += int64(len(r.event)) + overhead
-	for s.bytes > s.bound && len(s.records) > 0 {
-		s.shift()
-		s.lost++
-		s.dropped++
-	}
-}
-
-// shift forgets the oldest record, guarded by s.mu.
-func (s *Spool) shift() {
-	s.bytes -= int64(len(s.records[0].event)) + overhead
-	s.records[0] = record{}
-	s.records = s.records[1:]
-}
-
-// trim removes journal files of which every record is gone, guarded by s.mu.
-func (s *Spool) trim() {
-	if s.journal == nil {
-		return
-	}
-	oldest := s.next
-	if len(s.records) > 0 {
-		oldest = s.records[0].number
-	}
-	if err := s.journal.trim(oldest, len(s.records) == 0); err != nil {
-		s.logger.Warn("old connection records were not removed", "error", err)
-	}
 }
 
 func (s *Spool) empty() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.records) == 0 && s.lost == 0
+	return !s.holds()
 }
 
 func (s *Spool) full() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.records) >= MaxBatch
+	return s.waiting >= MaxBatch
 }
 
 func (s *Spool) poke() {

@@ -23,7 +23,6 @@ func openSpool(t *testing.T, cfg Config) *Spool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.Close() })
 	return s
 }
 
@@ -46,12 +45,12 @@ func next(t *testing.T, s *Spool) Batch {
 
 func TestTheSameBatchComesUntilItIsDone(t *testing.T) {
 	s := openSpool(t, Config{})
-	s.Add(events(0, 3), 2)
+	s.Add("r", events(0, 3), 2)
 	first, again := next(t, s), next(t, s)
 	if len(first.Events) != 3 || first.Lost != 2 || len(again.Events) != 3 || again.Lost != 2 {
 		t.Fatal(first, again)
 	}
-	s.Add(events(3, 5), 1)
+	s.Add("r", events(3, 5), 1)
 	s.Done(first)
 	rest := next(t, s)
 	if len(rest.Events) != 2 || rest.Lost != 1 || string(rest.Events[0]) != `{"n":3}` {
@@ -67,7 +66,7 @@ func TestTheSameBatchComesUntilItIsDone(t *testing.T) {
 
 func TestBatchesAreBounded(t *testing.T) {
 	s := openSpool(t, Config{})
-	s.Add(events(0, 2*MaxBatch+1), 0)
+	s.Add("r", events(0, 2*MaxBatch+1), 0)
 	for _, want := range []int{MaxBatch, MaxBatch, 1} {
 		b := next(t, s)
 		if len(b.Events) != want {
@@ -76,7 +75,7 @@ func TestBatchesAreBounded(t *testing.T) {
 		s.Done(b)
 	}
 	big := []byte(strings.Repeat("x", maxBatchBytes))
-	s.Add([][]byte{big, big}, 0)
+	s.Add("r", [][]byte{big, big}, 0)
 	if b := next(t, s); len(b.Events) != 1 {
 		t.Fatal(len(b.Events))
 	}
@@ -85,8 +84,8 @@ func TestBatchesAreBounded(t *testing.T) {
 func TestBeyondItsBoundTheOldestGoAndAreCounted(t *testing.T) {
 	for _, dir := range []string{"", t.TempDir()} {
 		s := openSpool(t, Config{Dir: dir, Bytes: 100 * (overhead + 7)})
-		s.Add(events(0, 10), 0)
-		s.Add(events(10, 110), 0)
+		s.Add("r", events(0, 10), 0)
+		s.Add("r", events(10, 110), 0)
 		b := next(t, s)
 		if waiting, dropped := s.Stats(); waiting > 100 || dropped == 0 || b.Lost != dropped || waiting+int(dropped) != 110 {
 			t.Fatalf("%d waiting, %d dropped, %d lost", waiting, dropped, b.Lost)
@@ -97,14 +96,100 @@ func TestBeyondItsBoundTheOldestGoAndAreCounted(t *testing.T) {
 	}
 }
 
+// loss words a loss as the tests read it.
+func loss(reporter string, n uint64) []byte { return fmt.Appendf(nil, "%s lost %d", reporter, n) }
+
+func TestAReporterThatFloodsPushesOutItsOwnRecordsAlone(t *testing.T) {
+	for _, dir := range []string{"", t.TempDir()} {
+		cfg := Config{Dir: dir, Bytes: 300 * (overhead + 7), Loss: loss}
+		s := openSpool(t, cfg)
+		s.Add("a", events(10, 60), 0)
+		s.Add("b", events(10, 90), 1)
+		for range 20 {
+			s.Add("flood", events(10, 90), 0)
+		}
+		if dir != "" {
+			s = openSpool(t, cfg) // whose records they are survives the process
+			s.Add("flood", events(10, 90), 0)
+		}
+		b := next(t, s)
+		n := strings.Count(fmt.Sprintf("%s", b.Events), `{"n":`)
+		if waiting, dropped := s.Stats(); n != waiting || waiting < 250 || waiting > 300 || dropped == 0 {
+			t.Fatalf("%d of %d waiting, %d dropped", n, waiting, dropped)
+		}
+		// The oldest come first, and the two had less than their shares.
+		for i, e := range b.Events[:130] {
+			want := 10 + i
+			if i >= 50 {
+				want -= 50
+			}
+			if string(e) != fmt.Sprintf(`{"n":%d}`, want) {
+				t.Fatalf("record %d is %s", i, e)
+			}
+		}
+		_, dropped := s.Stats()
+		told := map[string]bool{}
+		for _, e := range b.Events[n:] {
+			told[string(e)] = true
+		}
+		if !told[fmt.Sprintf("flood lost %d", dropped)] || told["a lost 1"] || b.Lost != 0 || dir == "" && !told["b lost 1"] {
+			t.Fatalf("%d dropped, told %v", dropped, told)
+		}
+		s.Done(b)
+		if b, ok := s.take(); ok {
+			t.Fatalf("left: %s", b.Events)
+		}
+		if len(s.shares) != 0 {
+			t.Fatal("shares of nobody are kept")
+		}
+	}
+}
+
+func TestTheDiskHoldsNoMoreThanTheBoundAndASegmentForEachReporter(t *testing.T) {
+	dir := t.TempDir()
+	s := openSpool(t, Config{Dir: dir, Bytes: 4 * segmentBytes})
+	text := []byte(strings.Repeat("x", segmentBytes/8))
+	for range 200 {
+		s.Add("slow", [][]byte{[]byte("{}")}, 0) // keeps a record beside each of the flood's
+		s.Add("flood", [][]byte{text}, 0)
+	}
+	var size int64
+	names, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		fi, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size += fi.Size()
+	}
+	if size > 6*segmentBytes {
+		t.Fatalf("%d bytes in %d files", size, len(names))
+	}
+}
+
+func TestRecordsOfAnEarlierFormatAreRead(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "00000000000000000007.records"), []byte("7 {\"n\":7}\n9 {\"n\":9}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := openSpool(t, Config{Dir: dir})
+	s.Add("r", events(10, 11), 0)
+	if b := next(t, s); fmt.Sprintf("%s", b.Events) != `[{"n":7} {"n":9} {"n":10}]` {
+		t.Fatalf("%s", b.Events)
+	}
+}
+
 func TestARecordWaitsForCompanyButNotLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := openSpool(t, Config{})
 		began := time.Now()
 		go func() {
-			s.Add(events(0, 1), 0)
+			s.Add("r", events(0, 1), 0)
 			time.Sleep(linger / 2)
-			s.Add(events(1, 2), 0)
+			s.Add("r", events(1, 2), 0)
 		}()
 		b := next(t, s)
 		if took := time.Since(began); len(b.Events) != 2 || took > linger {
@@ -116,16 +201,16 @@ func TestARecordWaitsForCompanyButNotLong(t *testing.T) {
 func TestRecordsSurviveTheProcessAndDoneOnesDoNot(t *testing.T) {
 	dir := t.TempDir()
 	s := openSpool(t, Config{Dir: dir})
-	s.Add(events(0, 5), 0)
-	// No Close: the process was killed.
+	s.Add("r", events(0, 5), 0)
+	// The process was killed.
 	s = openSpool(t, Config{Dir: dir})
-	s.Add(events(5, 8), 0)
+	s.Add("r", events(5, 8), 0)
 	b := next(t, s)
 	if len(b.Events) != 8 || string(b.Events[0]) != `{"n":0}` {
 		t.Fatal(len(b.Events))
 	}
 	s.Done(b)
-	s.Add(events(8, 9), 0)
+	s.Add("r", events(8, 9), 0)
 	s = openSpool(t, Config{Dir: dir})
 	if b := next(t, s); len(b.Events) != 1 || string(b.Events[0]) != `{"n":8}` {
 		t.Fatalf("%d records, first %s", len(b.Events), b.Events[0])
@@ -138,7 +223,7 @@ func TestDoneSegmentsLeaveTheDisk(t *testing.T) {
 	text := []byte(strings.Repeat("x", segmentBytes/4))
 	for range 5 {
 		for range 5 {
-			s.Add([][]byte{text}, 0)
+			s.Add("r", [][]byte{text}, 0)
 		}
 		for n, _ := s.Stats(); n > 0; n, _ = s.Stats() {
 			s.Done(next(t, s))
@@ -164,7 +249,7 @@ func TestDoneSegmentsLeaveTheDisk(t *testing.T) {
 func TestATornLineIsDropped(t *testing.T) {
 	dir := t.TempDir()
 	s := openSpool(t, Config{Dir: dir})
-	s.Add(events(0, 2), 0)
+	s.Add("r", events(0, 2), 0)
 	names, _ := filepath.Glob(filepath.Join(dir, "*"))
 	f, err := os.OpenFile(names[0], os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
@@ -173,7 +258,7 @@ func TestATornLineIsDropped(t *testing.T) {
 	f.WriteString(`2 {"n":`)
 	f.Close()
 	s = openSpool(t, Config{Dir: dir})
-	s.Add(events(2, 3), 0)
+	s.Add("r", events(2, 3), 0)
 	s = openSpool(t, Config{Dir: dir})
 	if b := next(t, s); len(b.Events) != 3 || string(b.Events[2]) != `{"n":2}` {
 		t.Fatalf("%q", b.Events)
@@ -184,9 +269,11 @@ func FuzzSegment(f *testing.F) {
 	f.Add([]byte("0 {}\n1 {}\n"))
 	f.Add([]byte("5 {}\n4 {}\n"))
 	f.Add([]byte("x\n"))
+	f.Add([]byte("of spiffe:%2F%2Fexample.org%2Fweb\n0 {}\n"))
+	f.Add([]byte("of %2\n0 {}\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		last := int64(-1)
-		for _, r := range parseSegment(text) {
+		for _, r := range parseSegment(text).records {
 			if last >= 0 && int64(r.number) <= last && r.number < 1<<62 {
 				t.Fatal("out of order")
 			}

@@ -89,10 +89,18 @@ type Config struct {
 	// is dropped beyond it. Zero means DefaultConnectionsQuota, negative
 	// unlimited.
 	ConnectionsQuota int64
+	// IssuePace bounds the certificates that one node may cause, and
+	// RecordPace its connection records. Zero means DefaultIssuePace and
+	// DefaultRecordPace. What goes beyond is put off, never lost here.
+	IssuePace, RecordPace Pace
 	// MaxConnections bounds open connections on the node listener; a quarter
 	// of them may be in their handshake, and a quarter may be of peers without
 	// a certificate. Zero means DefaultMaxConnections.
 	MaxConnections int
+	// MaxHandshakesPerSource bounds what one source, an address of IPv4 or a
+	// /64 of IPv6, may have of each of the two. Zero means a quarter of them,
+	// and no bound for loopback.
+	MaxHandshakesPerSource int
 	// HandshakeTimeout bounds a TLS handshake, zero means
 	// DefaultHandshakeTimeout.
 	HandshakeTimeout time.Duration
@@ -153,6 +161,13 @@ func (c Config) withDurations() (Config, error) {
 	if c.MaxConnections == 0 {
 		c.MaxConnections = DefaultMaxConnections
 	}
+	var err error
+	if c.IssuePace, err = c.IssuePace.withDefault("issue", DefaultIssuePace); err != nil {
+		return c, err
+	}
+	if c.RecordPace, err = c.RecordPace.withDefault("record", DefaultRecordPace); err != nil {
+		return c, err
+	}
 	switch {
 	case c.ConnectionsQuota == 0:
 		c.ConnectionsQuota = DefaultConnectionsQuota
@@ -162,6 +177,8 @@ func (c Config) withDurations() (Config, error) {
 	switch {
 	case c.MaxConnections < 4:
 		return c, fmt.Errorf("server config: connection limit %d is below 4", c.MaxConnections)
+	case c.MaxHandshakesPerSource < 0:
+		return c, fmt.Errorf("server config: limit of handshakes of one source is negative")
 	case min(c.MinTTL, c.NodeTTL, c.ServerTTL) < 0:
 		return c, fmt.Errorf("server config: a lifetime is negative")
 	case c.IntermediateTTL >= c.RootTTL:

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -192,6 +193,37 @@ func TestAStrangerThatSendsOrStaysIsCutOff(t *testing.T) {
 	}
 	for _, cancel := range over {
 		cancel()
+	}
+}
+
+func TestOneSourceCannotTakeAllPlacesForHandshakes(t *testing.T) {
+	cfg := testConfig(shortDir(t))
+	cfg.MaxConnections, cfg.MaxHandshakesPerSource, cfg.HandshakeTimeout = 64, 4, time.Minute // 16 places
+	r := start(t, cfg)
+	node := r.join(t, "one", nil)
+	// Silent connections of another address of this machine.
+	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	closed := make(chan struct{}, 64)
+	for range 40 {
+		c, err := from.DialContext(t.Context(), "tcp", r.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		go func() {
+			if _, err := c.Read(make([]byte, 1)); err != nil {
+				closed <- struct{}{}
+			}
+		}()
+	}
+	for range 36 {
+		<-closed
+	}
+	node.connect(t)
+	node.sync(t)
+	e := waitEvent(t, r.connections, "limit", func(e audit.Event) bool { return e.Reason == audit.ReasonLimit })
+	if !strings.HasPrefix(e.Source, "127.0.0.2:") || !strings.Contains(e.Detail, "more than 4 handshakes of one source") {
+		t.Errorf("record: %+v", e)
 	}
 }
 

@@ -53,9 +53,15 @@ func (s *Server) issueBatch(ctx context.Context, sess *session, batch *wire.Issu
 	requests := make([]ca.Request, len(asked))
 	faults := make([]error, len(asked))
 	node, err := s.current(sess)
+	granted, over := s.paces.certificates(sess.node.ID().String(), len(asked), start)
+	if over != nil {
+		s.refuseNode(start, sess.node, identity.ID{}, "", over)
+	}
 	snap := s.documents.now.Load()
 	for n, r := range asked {
-		if faults[n] = err; err == nil {
+		if faults[n] = err; err == nil && n >= granted {
+			faults[n] = over
+		} else if err == nil {
 			requests[n], faults[n] = entitle(snap, node, r)
 		}
 	}
@@ -151,6 +157,9 @@ func failed(r *wire.IssueRequest, err error) *wire.IssueResult {
 	if code == codes.Unavailable || code == codes.ResourceExhausted {
 		out.RetryAfter = retryAfter.Milliseconds()
 	}
+	if over, ok := errors.AsType[*overPace](err); ok {
+		out.RetryAfter = over.after.Milliseconds()
+	}
 	return out
 }
 
@@ -172,6 +181,13 @@ func (s *Server) takeRecords(ctx context.Context, sess *session, batches <-chan 
 		case <-ctx.Done():
 			return ctx.Err()
 		case batch := <-batches:
+			waited, err := s.paces.records(ctx, sess.node.ID().String(), len(batch.GetEvents()))
+			if err != nil {
+				return err
+			}
+			if waited {
+				s.metrics.delayed.Inc()
+			}
 			lost = s.storeRecords(ctx, sess, batch, lost)
 			if ctx.Err() != nil {
 				return ctx.Err()

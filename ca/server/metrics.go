@@ -16,6 +16,7 @@ type metrics struct {
 	issueTime prometheus.Histogram
 	panics    prometheus.Counter
 	lost      prometheus.Counter
+	delayed   prometheus.Counter
 	nodes     prometheus.GaugeFunc
 	entries   []prometheus.Collector
 }
@@ -33,6 +34,8 @@ func newMetrics(s *Server) *metrics {
 			Name: "aval_server_panics_total", Help: "Requests that ended in a recovered panic."}),
 		lost: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "aval_server_lost_total", Help: "Connection records and refusals that could not be stored."}),
+		delayed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "aval_server_records_delayed_total", Help: "Batches of connection records that waited because their node sent too many."}),
 		nodes: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "aval_server_nodes_connected", Help: "Nodes with an open stream."},
 			func() float64 { return float64(s.sessions.count()) }),
@@ -52,7 +55,7 @@ func newMetrics(s *Server) *metrics {
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
-	return append([]prometheus.Collector{m.issued, m.refused, m.issueTime, m.panics, m.lost, m.nodes}, m.entries...)
+	return append([]prometheus.Collector{m.issued, m.refused, m.issueTime, m.panics, m.lost, m.delayed, m.nodes}, m.entries...)
 }
 
 // lifetimeLeft returns the fraction of life left of the certificate in force

@@ -168,6 +168,9 @@ func (s *Server) recognise(req *wire.AttestRequest) (ca.Node, ca.ProvenKey, erro
 
 // issueNode issues a node's own credential with the event that explains it.
 func (s *Server) issueNode(ctx context.Context, now time.Time, entitled ca.Entitlement, key ca.ProvenKey, event audit.Event) (ca.Certificate, error) {
+	if _, err := s.paces.certificates(event.Node, 1, now); err != nil {
+		return ca.Certificate{}, err
+	}
 	authority := s.trust.Load().intermediate
 	draft, err := authority.Draft(now, entitled, key)
 	if err != nil {

@@ -58,6 +58,7 @@ type Server struct {
 	receipts  receiptSigner
 	sessions  sessions
 	refusals  *refusals
+	paces     nodePaces
 	ledger    *ledger
 	metrics   *metrics
 
@@ -74,7 +75,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, started: time.Now(),
+	s := &Server{cfg: cfg, log: cfg.Logger, started: time.Now(), paces: nodePaces{issue: cfg.IssuePace, record: cfg.RecordPace},
 		sessions: sessions{open: map[string]*session{}, past: map[string]presence{}}}
 	if err := s.open(); err != nil {
 		s.Close()
@@ -260,11 +261,8 @@ func (s *Server) serveNodes(ctx context.Context) error {
 	limit := &limitListener{Listener: s.nodeListener, limit: int64(s.cfg.MaxConnections), refuse: s.refuseConnection}
 	config := mtls.OptionalServerConfig(s, mtls.NewVerifier(0), mtls.HasRole(s.cfg.TrustDomain, identity.RoleNode))
 	config.NextProtos = []string{"h2"}
-	transport := &nodeTransport{config: config, timeout: s.cfg.HandshakeTimeout,
-		slots: make(chan struct{}, max(1, s.cfg.MaxConnections/4)), strangers: make(chan struct{}, max(1, s.cfg.MaxConnections/4)),
-		refuse: s.refuseConnection}
 	g := grpc.NewServer(
-		grpc.Creds(transport),
+		grpc.Creds(newNodeTransport(config, s.cfg, s.refuseConnection)),
 		// The preface after the handshake has the same deadline.
 		grpc.ConnectionTimeout(2*s.cfg.HandshakeTimeout),
 		grpc.MaxRecvMsgSize(wire.MaxMessageBytes), grpc.MaxSendMsgSize(wire.MaxMessageBytes),

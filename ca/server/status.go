@@ -31,6 +31,9 @@ func codeOf(err error) codes.Code {
 	if errors.Is(err, audit.ErrDiskFull) {
 		return codes.ResourceExhausted
 	}
+	if _, ok := errors.AsType[*overPace](err); ok {
+		return codes.ResourceExhausted
+	}
 	if r, ok := errors.AsType[*ca.Refusal](err); ok {
 		switch r.Cause {
 		case ca.CauseInvalid:
@@ -60,6 +63,9 @@ func codeOf(err error) codes.Code {
 
 // reasonOf returns the constant reason of an error for records and metrics.
 func reasonOf(err error) string {
+	if _, ok := errors.AsType[*overPace](err); ok {
+		return ca.ReasonLimit
+	}
 	if r, ok := errors.AsType[*ca.Refusal](err); ok {
 		return r.Reason
 	}

@@ -7,8 +7,10 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity/mtls"
+	"github.com/aval-id/aval/identity/wire/sources"
 )
 
 var (
@@ -79,10 +82,39 @@ func (tlsPeer) AuthType() string { return "tls" }
 type nodeTransport struct {
 	config  *tls.Config
 	timeout time.Duration
-	slots   chan struct{} // one for each handshake at a time
-	// strangers has one for each open connection without a certificate.
-	strangers chan struct{}
-	refuse    func(net.Conn, error)
+	// handshakes counts those in progress, strangers the open connections
+	// without a certificate. One source has a quarter of either at most.
+	handshakes, strangers *sources.Sources
+	refuse                func(net.Conn, error)
+}
+
+// newNodeTransport bounds handshakes and strangers to a quarter of the
+// connections each.
+func newNodeTransport(config *tls.Config, c Config, refuse func(net.Conn, error)) *nodeTransport {
+	bounds := sources.Limits{Handshakes: max(1, c.MaxConnections/4), SourceHandshakes: c.MaxHandshakesPerSource,
+		SpareLoopback: c.MaxHandshakesPerSource == 0}
+	if bounds.SourceHandshakes == 0 {
+		bounds.SourceHandshakes = max(1, bounds.Handshakes/4)
+	}
+	return &nodeTransport{config: config, timeout: c.HandshakeTimeout, refuse: refuse,
+		handshakes: sources.New(bounds), strangers: sources.New(bounds)}
+}
+
+// seat takes a place for a connection, or says which bound it is over.
+func seat(of *sources.Sources, c net.Conn, full error) (*sources.Seat, error) {
+	s, err := of.Seat()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", full, err)
+	}
+	var from netip.Addr
+	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		from = a.AddrPort().Addr().Unmap()
+	}
+	if err := s.Charge(from); err != nil {
+		s.Leave()
+		return nil, fmt.Errorf("%w: %w", full, err)
+	}
+	return s, nil
 }
 
 // A peer without a certificate can make one call, which is short. Beyond that
@@ -121,26 +153,24 @@ func (c *strangerConn) Close() error {
 // stranger wraps the connection of a peer without a certificate, if there is
 // a place for one.
 func (t *nodeTransport) stranger(conn net.Conn) (net.Conn, error) {
-	select {
-	case t.strangers <- struct{}{}:
-	default:
-		return nil, errTooManyStrangers
+	place, err := seat(t.strangers, conn, errTooManyStrangers)
+	if err != nil {
+		return nil, err
 	}
-	return &strangerConn{Conn: conn, left: strangerBytes, give: func() { <-t.strangers },
+	return &strangerConn{Conn: conn, left: strangerBytes, give: place.Leave,
 		// The transport above sees the end and closes its side.
 		timer: time.AfterFunc(strangerTimeouts*t.timeout, func() { conn.Close() })}, nil
 }
 
 // ServerHandshake does one handshake within its deadline.
 func (t *nodeTransport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	select {
-	case t.slots <- struct{}{}:
-		defer func() { <-t.slots }()
-	default:
-		t.refuse(raw, errTooManyHandshakes)
+	place, err := seat(t.handshakes, raw, errTooManyHandshakes)
+	if err != nil {
+		t.refuse(raw, err)
 		raw.Close()
-		return nil, nil, errTooManyHandshakes
+		return nil, nil, err
 	}
+	defer place.Leave()
 	conn := tls.Server(raw, t.config)
 	raw.SetDeadline(time.Now().Add(t.timeout))
 	if err := conn.Handshake(); err != nil {
@@ -187,6 +217,9 @@ func (s *Server) refuseConnection(c net.Conn, err error) {
 		Direction: audit.DirectionInbound, Reason: connectionReason(err),
 		Source: c.RemoteAddr().String(), Destination: c.LocalAddr().String(),
 		Detail: "node listener",
+	}
+	if e.Reason == audit.ReasonLimit {
+		e.Detail += ": " + err.Error()
 	}
 	if creds := s.Credentials(); creds.HasSVID() {
 		e.ServerID = creds.SVID.ID.String()

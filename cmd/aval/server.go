@@ -43,6 +43,11 @@ type serverSettings struct {
 	AuthorityReserve int64         `json:"authorityReserve" flag:"authority-reserve" usage:"bytes of disk held for administrative records (default 16 MiB, negative: none)"`
 	ConnectionsQuota int64         `json:"connectionsQuota" flag:"connections-quota" usage:"bytes that the connections log may take (default 4 GiB, negative: unlimited)"`
 	MaxConnections   int           `json:"maxConnections" flag:"max-connections" usage:"open connections of nodes (default 8192)"`
+	MaxPerSource     int           `json:"maxHandshakesPerSource" flag:"max-handshakes-per-source" usage:"TLS handshakes of one source at once, and its connections without a certificate (default: 1/16 of max-connections, loopback not counted)"`
+	NodeSVIDs        int           `json:"nodeSVIDsPerSecond" flag:"node-svids-per-second" usage:"certificates that one node may cause in the long run (default 100, negative: unlimited)"`
+	NodeSVIDBurst    int           `json:"nodeSVIDBurst" flag:"node-svid-burst" usage:"certificates that one node may cause at once (default 20000)"`
+	NodeRecords      int           `json:"nodeRecordsPerSecond" flag:"node-records-per-second" usage:"connection records taken from one node in the long run (default 2000, negative: unlimited)"`
+	NodeRecordBurst  int           `json:"nodeRecordBurst" flag:"node-record-burst" usage:"connection records taken from one node at once (default 100000)"`
 	HandshakeTimeout time.Duration `json:"handshakeTimeout" flag:"handshake-timeout" usage:"deadline of a TLS handshake (default 10s)"`
 	DrainTimeout     time.Duration `json:"drainTimeout" flag:"drain-timeout" usage:"bound of a graceful stop (default 5s)"`
 }
@@ -110,7 +115,9 @@ func (s *serverSettings) config(log *slog.Logger) (server.Config, error) {
 		ServerTTL: s.ServerTTL, IntermediateTTL: s.IntermediateTTL, RootTTL: s.RootTTL,
 		RootNamespace: s.RootNamespace, DefaultDeny: deny,
 		AuthorityReserve: s.AuthorityReserve, ConnectionsQuota: s.ConnectionsQuota,
-		MaxConnections: s.MaxConnections, HandshakeTimeout: s.HandshakeTimeout, DrainTimeout: s.DrainTimeout,
-		Version: build().Version, Logger: log,
+		MaxConnections: s.MaxConnections, MaxHandshakesPerSource: s.MaxPerSource, HandshakeTimeout: s.HandshakeTimeout, DrainTimeout: s.DrainTimeout,
+		IssuePace:  server.Pace{PerSecond: float64(s.NodeSVIDs), Burst: s.NodeSVIDBurst},
+		RecordPace: server.Pace{PerSecond: float64(s.NodeRecords), Burst: s.NodeRecordBurst},
+		Version:    build().Version, Logger: log,
 	}, nil
 }

@@ -16,6 +16,7 @@ import (
 // The documented defaults of Limits.
 const (
 	DefaultHeaderBytes   = 64 << 10
+	DefaultHeaderFields  = 128
 	DefaultStreams       = 100
 	DefaultHeaderTimeout = 10 * time.Second
 	DefaultIdleTimeout   = 5 * time.Minute
@@ -30,6 +31,9 @@ type Limits struct {
 	// HeaderBytes bounds a request's first line and header fields together.
 	// A larger one is answered with 431.
 	HeaderBytes int `json:"headerBytes"`
+	// HeaderFields bounds the number of a request's header fields. One with
+	// more is answered with 431.
+	HeaderFields int `json:"headerFields"`
 	// Streams bounds the concurrent requests of one HTTP/2 connection. One
 	// that resets four times as many requests before their answers is closed.
 	Streams int `json:"streams"`
@@ -99,6 +103,9 @@ func (l Limits) withDefaults() (Limits, error) {
 	if l.HeaderBytes == 0 {
 		l.HeaderBytes = DefaultHeaderBytes
 	}
+	if l.HeaderFields == 0 {
+		l.HeaderFields = DefaultHeaderFields
+	}
 	if l.Streams == 0 {
 		l.Streams = DefaultStreams
 	}
@@ -112,6 +119,8 @@ func (l Limits) withDefaults() (Limits, error) {
 	switch {
 	case l.HeaderBytes < least || l.HeaderBytes > most:
 		return Limits{}, fmt.Errorf("headerBytes: %d is not from %d to %d", l.HeaderBytes, least, most)
+	case l.HeaderFields < 16 || l.HeaderFields > 10_000:
+		return Limits{}, fmt.Errorf("headerFields: %d is not from 16 to 10000", l.HeaderFields)
 	case l.Streams < 0 || l.Streams > 10_000:
 		return Limits{}, fmt.Errorf("streams: %d is not from 1 to 10000", l.Streams)
 	case l.HeaderTimeout < 0 || l.IdleTimeout < 0:

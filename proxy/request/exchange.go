@@ -62,6 +62,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		w.Header()["Connection"] = []string{"close"}
 		e.upgrade = isUpgrade(r)
 	}
+	if fields(r.Header) > s.cfg.Limits.HeaderFields {
+		e.answer(http.StatusRequestHeaderFieldsTooLarge)
+		return
+	}
 	var err error
 	if e.target, err = canonicalTarget(r); err != nil || !isMethod(r.Method) {
 		e.answer(http.StatusBadRequest)
@@ -87,6 +91,14 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	e.forward(ctx)
+}
+
+// fields counts the fields of a header, those of one name each for itself.
+func fields(h http.Header) (n int) {
+	for _, values := range h {
+		n += len(values)
+	}
+	return n
 }
 
 // judge asks the policies, and answers where they refuse.

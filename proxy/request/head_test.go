@@ -78,7 +78,7 @@ func TestFieldsOfOneHopAreNotForwarded(t *testing.T) {
 }
 
 func TestLimitsAreChecked(t *testing.T) {
-	for _, l := range []Limits{{HeaderBytes: 1}, {HeaderBytes: 2 << 20}, {Streams: -1}, {Streams: 20_000}, {HeaderTimeout: -1}, {IdleTimeout: -1}} {
+	for _, l := range []Limits{{HeaderBytes: 1}, {HeaderBytes: 2 << 20}, {HeaderFields: 1}, {HeaderFields: 20_000}, {Streams: -1}, {Streams: 20_000}, {HeaderTimeout: -1}, {IdleTimeout: -1}} {
 		if l.Check() == nil {
 			t.Errorf("%+v is taken", l)
 		}
