@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/agent/attest"
+	"github.com/aval-id/aval/agent/directory"
 	"github.com/aval-id/aval/agent/keyring"
 	"github.com/aval-id/aval/agent/roster"
 	"github.com/aval-id/aval/identity/wire"
@@ -42,9 +43,11 @@ type Config struct {
 	Feed    *roster.Feed
 	Ring    *keyring.Ring
 	Records Records
-	Limits  attest.Limits
-	Status  func() *wire.StatusResponse
-	Logger  *slog.Logger
+	// Directory is this node's part in the registry of endpoints.
+	Directory *directory.Directory
+	Limits    attest.Limits
+	Status    func() *wire.StatusResponse
+	Logger    *slog.Logger
 }
 
 // Server serves the socket. It is safe for concurrent use.
@@ -67,7 +70,7 @@ const (
 
 // New returns a server that has opened nothing.
 func New(cfg Config) (*Server, error) {
-	if cfg.Socket == "" || cfg.Feed == nil || cfg.Ring == nil || cfg.Records == nil || cfg.Status == nil || cfg.Logger == nil {
+	if cfg.Socket == "" || cfg.Feed == nil || cfg.Ring == nil || cfg.Records == nil || cfg.Directory == nil || cfg.Status == nil || cfg.Logger == nil {
 		return nil, errors.New("endpoint: a part of the configuration is missing")
 	}
 	return &Server{cfg: cfg, peers: attest.NewCredentials(cfg.Limits)}, nil
