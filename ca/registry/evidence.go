@@ -50,6 +50,9 @@ func ParseBlock(text string) (netip.Prefix, error) {
 	return p, nil
 }
 
+// named is the rank of an address that an attribute names by itself.
+const named = 129
+
 // of says how good the evidence for an address is, in order of rank, or why
 // there is none. What an operator said counts more than where a stream comes
 // from, and a narrower block more than a wider one.

@@ -300,7 +300,8 @@ func (r *Registry) drop(c *claim) {
 // of different nodes and different identities, the one whose evidence is
 // narrower counts, and among equals the one that was there first; the other is
 // a conflict. Those of one node, which may hold both identities, and those of
-// one identity, stand together.
+// one identity, stand together; and so do those on an address that an operator
+// has named for both nodes, by itself.
 func (r *Registry) settle(a netip.Addr) {
 	claims := make([]*claim, 0, len(r.byAddress[a]))
 	for c := range r.byAddress[a] {
@@ -312,7 +313,7 @@ func (r *Registry) settle(a netip.Addr) {
 	var accepted []*claim
 	for _, c := range claims {
 		with := slices.IndexFunc(accepted, func(o *claim) bool {
-			return o.Node != c.Node && o.ID != c.ID && o.Overlaps(c.Endpoint)
+			return o.Node != c.Node && o.ID != c.ID && o.Overlaps(c.Endpoint) && (o.rank != named || c.rank != named)
 		})
 		delete(r.conflicts, c.Key)
 		switch {
