@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/agent/attest"
+	"github.com/aval-id/aval/agent/directory"
 	"github.com/aval-id/aval/agent/endpoint"
 	"github.com/aval-id/aval/agent/history"
 	"github.com/aval-id/aval/agent/join"
@@ -36,16 +37,18 @@ import (
 // Agent is one agent. Its methods are safe for concurrent use; Run may be
 // called once.
 type Agent struct {
-	cfg      Config
-	lock     *os.File
-	node     *join.Node
-	feed     *roster.Feed
-	spool    *spool.Spool
-	history  *history.History
-	upstream *upstream.Client
-	ring     *keyring.Ring
-	endpoint *endpoint.Server
-	metrics  *metrics
+	cfg     Config
+	lock    *os.File
+	node    *join.Node
+	feed    *roster.Feed
+	spool   *spool.Spool
+	history *history.History
+	// directory is this node's part in the registry of endpoints.
+	directory *directory.Directory
+	upstream  *upstream.Client
+	ring      *keyring.Ring
+	endpoint  *endpoint.Server
+	metrics   *metrics
 }
 
 // New checks the configuration, takes the data directory for itself, and
@@ -57,7 +60,7 @@ func New(cfg Config) (a *Agent, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	a = &Agent{cfg: cfg, feed: &roster.Feed{}}
+	a = &Agent{cfg: cfg, feed: &roster.Feed{}, directory: directory.New(time.Now())}
 	if a.lock, err = openDataDir(cfg.DataDir); err != nil {
 		return nil, fmt.Errorf("agent: data directory %s: %w", cfg.DataDir, err)
 	}
@@ -91,7 +94,7 @@ func (a *Agent) build() error {
 		return err
 	}
 	a.upstream, err = upstream.New(upstream.Config{
-		Node: a.node, Feed: a.feed, Spool: a.spool, History: a.history, Version: cfg.Version,
+		Node: a.node, Feed: a.feed, Spool: a.spool, History: a.history, Directory: a.directory, Version: cfg.Version,
 		Evaluator: policy.EvaluatorVersion, RetryMax: cfg.RetryMax, Logger: cfg.Logger,
 	})
 	if err != nil {
@@ -101,7 +104,7 @@ func (a *Agent) build() error {
 		return err
 	}
 	a.endpoint, err = endpoint.New(endpoint.Config{
-		Socket: cfg.Socket, Feed: a.feed, Ring: a.ring, Records: a.spool,
+		Socket: cfg.Socket, Feed: a.feed, Ring: a.ring, Records: a.spool, Directory: a.directory,
 		Limits: attest.Limits{Connections: cfg.MaxConnections, ConnectionsPerUID: cfg.MaxConnectionsPerUID},
 		Status: a.status, Logger: cfg.Logger, LookEvery: cfg.LookEvery,
 	})

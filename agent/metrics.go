@@ -47,6 +47,8 @@ func newMetrics(a *Agent) *metrics {
 		counter("panics_total", "Calls on the socket that ended in a fault of the agent.", nil, func() float64 {
 			return float64(a.endpoint.Stats().Panics)
 		}),
+		gauge("endpoints_announced", "Endpoints that proxies of this node announce.", func() float64 { return float64(a.directory.Announced()) }),
+		gauge("endpoints_held", "Endpoints of the registry that are held for proxies.", func() float64 { return float64(a.directory.Held()) }),
 		gauge("spool_events", "Connection records that wait for the server.", func() float64 {
 			waiting, _ := a.spool.Stats()
 			return float64(waiting)

@@ -80,6 +80,13 @@ func (a *admin) ProxyStatus(context.Context, *wire.ProxyStatusRequest) (*wire.Pr
 		out.NotReady = err.Error()
 	}
 	out.Listeners = p.listeners()
+	out.Registry, out.Resolved = &wire.ProxyRegistry{Wanted: p.wantsRegistry()}, p.registry.describe()
+	if said := p.announcer.said.Load(); said != nil {
+		out.Registry.Announced = *said
+	}
+	if held := p.registry.held.Load(); held != nil {
+		out.Registry.Held, out.Registry.Endpoints, out.Registry.Revision = true, uint32(held.set.Len()), held.revision
+	}
 	return out, nil
 }
 

@@ -57,6 +57,8 @@ type Config struct {
 	Outbound []Outbound
 	// Transparent takes redirected connections beside them; nil takes none.
 	Transparent *Transparent
+	// Announce says where the inbound listeners can be found by others.
+	Announce Announce
 	// Limits bound what connections can cost.
 	Limits Limits
 	// Admin is the operators' socket: unix:///PATH, or the path alone; empty
@@ -176,6 +178,7 @@ type configFile struct {
 	OnIdentityLost Action `json:"onIdentityLost"`
 
 	Transparent *Transparent `json:"transparent"`
+	Announce    Announce     `json:"announce"`
 }
 
 // ParseConfig decodes a configuration file strictly: unknown fields are
@@ -186,7 +189,7 @@ func ParseConfig(file string, data []byte) (Config, error) {
 		return Config{}, err
 	}
 	cfg := Config{Agent: f.Agent, Identity: f.Identity, Inbound: f.Inbound, Outbound: f.Outbound, Transparent: f.Transparent, Limits: f.Limits,
-		Admin: f.Admin, OnPeerExpiry: f.OnPeerExpiry, OnIdentityLost: f.OnIdentityLost, AccessLog: f.AccessLog}
+		Admin: f.Admin, OnPeerExpiry: f.OnPeerExpiry, OnIdentityLost: f.OnIdentityLost, AccessLog: f.AccessLog, Announce: f.Announce}
 	if _, err := cfg.withDefaults(); err != nil {
 		return Config{}, fmt.Errorf("%s: %w", file, err)
 	}
@@ -226,6 +229,9 @@ func (c Config) withDefaults() (Config, error) {
 			return Config{}, fmt.Errorf("transparent: %w", err)
 		}
 		c.Transparent = t
+	}
+	if err := c.Announce.check(); err != nil {
+		return Config{}, err
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

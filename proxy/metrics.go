@@ -19,6 +19,8 @@ type metrics struct {
 	lost        prometheus.Counter
 	reported    prometheus.Counter
 	panics      prometheus.Counter
+	resolved    *prometheus.CounterVec
+	registered  prometheus.GaugeFunc
 }
 
 func newMetrics(p *Proxy) *metrics {
@@ -62,12 +64,25 @@ func newMetrics(p *Proxy) *metrics {
 			Name: "aval_proxy_panics_total",
 			Help: "Connections that ended in a panic. Any is a bug.",
 		}),
+		resolved: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "aval_proxy_destinations_total",
+			Help: "Redirected outbound connections by where the identity behind their destination is known from.",
+		}, []string{"origin"}),
+		registered: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "aval_proxy_registry_endpoints",
+			Help: "Endpoints of the registry that the proxy holds.",
+		}, func() float64 {
+			if held := p.registry.held.Load(); held != nil {
+				return float64(held.set.Len())
+			}
+			return 0
+		}),
 	}
 }
 
 // Collectors returns the proxy's metrics for registration.
 func (p *Proxy) Collectors() []prometheus.Collector {
 	m := p.metrics
-	return append([]prometheus.Collector{m.connections, m.open, m.handshake, m.lifetime, m.snapshots, m.lost, m.reported, m.panics},
+	return append([]prometheus.Collector{m.connections, m.open, m.handshake, m.lifetime, m.snapshots, m.lost, m.reported, m.panics, m.resolved, m.registered},
 		p.requestMetrics.Collectors()...)
 }

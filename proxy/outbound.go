@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/mtls"
 )
 
@@ -23,8 +24,14 @@ const settleTime = 150 * time.Millisecond
 // serveOutbound reports whether the connection was forwarded; otherwise it is
 // over.
 func (p *Proxy) serveOutbound(ctx context.Context, out *Outbound, l *link) bool {
+	return p.serveCall(ctx, &call{p: p, out: out, ids: []identity.ID{out.ID}, l: l})
+}
+
+// serveCall is serveOutbound for a call whose upstream is known.
+func (p *Proxy) serveCall(ctx context.Context, c *call) bool {
 	now := time.Now()
-	c := &call{p: p, out: out, l: l, st: p.state.Load(), source: addrOf(l.near.RemoteAddr())}
+	l, out := c.l, c.out
+	c.st, c.source = p.state.Load(), addrOf(l.near.RemoteAddr())
 	if c.st.expired(now) {
 		return c.fail(c.event(audit.VerdictDenied, audit.ReasonExpired), "the proxy's own SVID has ended")
 	}
@@ -51,6 +58,8 @@ func (p *Proxy) serveOutbound(ctx context.Context, out *Outbound, l *link) bool 
 type call struct {
 	p      *Proxy
 	out    *Outbound
+	ids    []identity.ID // each of which the other side may prove
+	origin string        // of ids, for the record; empty where a listener names the one
 	l      *link
 	st     *state
 	source netip.AddrPort
@@ -61,7 +70,7 @@ func (c *call) handshake(far *raw) bool {
 	began := time.Now()
 	far.SetDeadline(began.Add(c.p.cfg.Limits.HandshakeTimeout))
 	var peer mtls.Peer
-	exact := mtls.ExactID(c.out.ID)
+	exact := mtls.AnyID(c.ids...)
 	config := mtls.ClientConfig(c.st, c.p.verifier, func(p mtls.Peer, cs tls.ConnectionState) error {
 		peer = p
 		return exact(p, cs)
@@ -84,7 +93,7 @@ func (c *call) handshake(far *raw) bool {
 	far.SetDeadline(time.Time{})
 	c.p.metrics.handshake.Observe(time.Since(began).Seconds())
 	e := c.event(audit.VerdictAllowed, audit.ReasonAllowed)
-	e.Destination, e.ServerSerial = addrOf(far.RemoteAddr()).String(), peer.Serial
+	e.Destination, e.ServerID, e.ServerSerial = addrOf(far.RemoteAddr()).String(), peer.ID.String(), peer.Serial
 	negotiated(e, conn.ConnectionState())
 	c.l.begin(e, c.source)
 	c.l.meet(peer, conn.ConnectionState())
@@ -128,14 +137,28 @@ func (c *call) await(e *audit.Event) func(error) {
 func (c *call) event(verdict audit.Verdict, reason string) *audit.Event {
 	e := c.p.event(time.Now(), audit.DirectionOutbound, verdict, reason)
 	e.ClientID, e.ClientSerial = c.st.id().String(), c.st.serial()
-	e.ServerID, e.Generation = c.out.ID.String(), c.st.set.Generation()
+	e.Generation, e.Detail = c.st.set.Generation(), c.expectation()
+	if len(c.ids) == 1 {
+		e.ServerID = c.ids[0].String()
+	}
 	e.Transport = audit.TransportMTLS
 	e.Source, e.Destination, e.SNI = c.source.String(), c.out.Dial, c.out.ServerName
 	return e
 }
 
+// expectation says where the identity comes from.
+func (c *call) expectation() string {
+	if c.origin == "" {
+		return ""
+	}
+	return "identity by " + c.origin
+}
+
 // fail records and closes.
 func (c *call) fail(e *audit.Event, detail string) bool {
+	if from := c.expectation(); from != "" {
+		detail = from + ": " + detail
+	}
 	e.Detail = brief(detail)
 	c.p.record(e, c.source)
 	c.l.close(true)

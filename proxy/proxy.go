@@ -52,6 +52,8 @@ type Proxy struct {
 
 	dialled      dialled       // own connections, where Transparent is set
 	destinations *destinations // known identities of transparent outbound
+	registry     registry
+	announcer    announcer
 
 	mu    sync.Mutex
 	ports []port // guarded by mu: the open listeners, inbound before outbound before transparent
@@ -94,6 +96,8 @@ func New(cfg Config) (*Proxy, error) {
 		}
 		p.dialled.from = make(map[netip.AddrPort]struct{})
 	}
+	p.registry.first, p.registry.resolved = make(chan struct{}), make(map[netip.AddrPort]*resolution)
+	p.announcer.due = make(chan struct{}, 1)
 	p.metrics = newMetrics(p)
 	p.reporter = newReporter(cfg.Limits.MaxRecords, p.log, p.metrics)
 	if err := p.newServer(); err != nil {
@@ -130,6 +134,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 	var streams sync.WaitGroup
 	streams.Go(func() { p.watch(work, client) })
 	streams.Go(func() { p.reporter.run(work, client) })
+	streams.Go(func() { p.announceEndpoints(work, client) })
+	streams.Go(func() { p.followRegistry(work, client) })
 	streams.Go(func() { p.endExemptions(work) })
 	streams.Go(func() { p.sweep(work) })
 	streams.Go(func() { p.serveAdmin(work, admin) })

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/identity"
+	"github.com/aval-id/aval/identity/mtls"
 	"github.com/aval-id/aval/proxy/intercept"
 )
 
@@ -55,11 +57,45 @@ func (p *Proxy) serveRedirectedOut(ctx context.Context, l *link) bool {
 		return p.refuseRedirected(audit.DirectionOutbound, l, to, err)
 	}
 	l.original = to
+	return p.resolve(ctx, l, to)
+}
+
+// resolve finds whom to expect at a destination: by configuration, by the
+// registry of endpoints, or nobody. Where somebody is expected there is mutual
+// TLS with that identity, or nothing.
+func (p *Proxy) resolve(ctx context.Context, l *link, to netip.AddrPort) bool {
 	if d, ok := p.destinations.find(to); ok {
-		out := &Outbound{Dial: d.dial(to), ID: d.ID, ServerName: d.ServerName, ALPN: d.ALPN}
-		return p.serveOutbound(ctx, out, l)
+		p.resolved(to, originConfigured, []identity.ID{d.ID}, false)
+		out := &Outbound{Dial: d.dial(to), ServerName: d.ServerName, ALPN: d.ALPN}
+		return p.serveCall(ctx, &call{p: p, out: out, ids: []identity.ID{d.ID}, origin: "configuration", l: l})
 	}
-	return p.passThrough(ctx, l, to)
+	answer, registered, known := p.registry.find(ctx, to, p.cfg.Limits.DialTimeout)
+	switch {
+	case !known:
+		p.resolved(to, originUnknown, nil, true)
+		return p.passThrough(ctx, l, to, audit.ReasonNoSnapshot, "the registry of endpoints has not come yet: who is there is not known")
+	case registered && answer.Mutual:
+		p.resolved(to, originRegistry, answer.IDs, false)
+		// The mesh's own protocol leaves what the application speaks to its
+		// first bytes.
+		out := &Outbound{Dial: to.String(), ALPN: []string{mtls.ALPN}}
+		return p.serveCall(ctx, &call{p: p, out: out, ids: answer.IDs, origin: "the registry of endpoints", l: l})
+	case registered:
+		p.resolved(to, originRegistry, nil, false)
+		return p.passThrough(ctx, l, to, "", "the registry of endpoints has the mode DISABLE for the destination")
+	}
+	refused := ""
+	if p.cfg.Transparent.Outbound.Unknown == UnknownRefuse {
+		refused = audit.ReasonPlaintextRefused
+	}
+	p.resolved(to, originUnknown, nil, refused != "")
+	return p.passThrough(ctx, l, to, refused, "no identity is configured or registered for the destination")
+}
+
+// resolved notes and counts what is made of a destination.
+func (p *Proxy) resolved(to netip.AddrPort, origin string, ids []identity.ID, refused bool) {
+	p.metrics.resolved.WithLabelValues(origin).Inc()
+	p.registry.note(to, origin, ids, refused, time.Now())
 }
 
 // dialKnown dials so that a connection which comes back is known.
@@ -90,15 +126,15 @@ func (p *Proxy) listensOn(number uint16) bool {
 	return slices.ContainsFunc(p.ports, func(o port) bool { return addrOf(o.listener.Addr()).Port() == number })
 }
 
-// passThrough forwards a connection to a destination without a configured
-// identity as it is, or refuses it where the setting says so.
-func (p *Proxy) passThrough(ctx context.Context, l *link, to netip.AddrPort) bool {
+// passThrough forwards a connection as it is, or refuses it where there is a
+// reason to.
+func (p *Proxy) passThrough(ctx context.Context, l *link, to netip.AddrPort, refused audit.Reason, detail string) bool {
 	source := addrOf(l.near.RemoteAddr())
 	e := p.event(time.Now(), audit.DirectionOutbound, audit.VerdictAllowed, audit.ReasonPlaintextAllowed)
 	e.Transport, e.Source, e.Destination = audit.TransportPlaintext, source.String(), to.String()
-	e.Port, e.Detail = to.Port(), "no identity is configured for the destination"
-	if p.cfg.Transparent.Outbound.Unknown == UnknownRefuse {
-		e.Verdict, e.Reason = audit.VerdictDenied, audit.ReasonPlaintextRefused
+	e.Port, e.Detail = to.Port(), detail
+	if refused != "" {
+		e.Verdict, e.Reason = audit.VerdictDenied, refused
 		p.record(e, source)
 		l.close(true)
 		return false

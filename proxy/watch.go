@@ -140,6 +140,7 @@ func (p *Proxy) take(snap *wire.Snapshot, now time.Time) {
 		"not_after", next.end(), "generation", next.set.Generation(), "policies_changed", changed)
 	if changed {
 		p.warnDropped(next.set)
+		p.announcer.notify() // the modes may be others
 	}
 	if prev == nil {
 		close(p.first)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/agent/attest"
+	"github.com/aval-id/aval/agent/directory"
 	"github.com/aval-id/aval/agent/keyring"
 	"github.com/aval-id/aval/agent/roster"
 	"github.com/aval-id/aval/identity/wire"
@@ -49,6 +50,8 @@ type Config struct {
 	// LookEvery is how often the process of an open stream is attested again
 	// while nothing is pushed to it and streams are few. Zero means 5 s.
 	LookEvery time.Duration
+	// Directory is this node's part in the registry of endpoints.
+	Directory *directory.Directory
 }
 
 // Server serves the socket. It is safe for concurrent use.
@@ -76,7 +79,7 @@ const (
 
 // New returns a server that has opened nothing.
 func New(cfg Config) (*Server, error) {
-	if cfg.Socket == "" || cfg.Feed == nil || cfg.Ring == nil || cfg.Records == nil || cfg.Status == nil || cfg.Logger == nil {
+	if cfg.Socket == "" || cfg.Feed == nil || cfg.Ring == nil || cfg.Records == nil || cfg.Directory == nil || cfg.Status == nil || cfg.Logger == nil {
 		return nil, errors.New("endpoint: a part of the configuration is missing")
 	}
 	if cfg.LookEvery <= 0 {

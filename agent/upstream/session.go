@@ -35,6 +35,8 @@ type session struct {
 	builder *roster.Builder
 	acks    chan uint64
 
+	registry bool // the server keeps the registry of endpoints
+
 	mu      sync.Mutex // guards what follows
 	next    uint64     // number of the next batch
 	waiting map[uint64]chan *wire.IssueResults
@@ -71,6 +73,7 @@ func (c *Client) sync(ctx context.Context) error {
 	var parts sync.WaitGroup
 	parts.Go(func() { cancel(s.send(ctx)) })
 	parts.Go(func() { cancel(s.ship(ctx)) })
+	parts.Go(func() { cancel(s.report(ctx)) })
 	parts.Go(func() { cancel(s.watchRenewal(ctx)) })
 	err = s.receive(ctx)
 	c.open(nil)
@@ -125,6 +128,8 @@ func (s *session) welcome(w *wire.Welcome, held *roster.Roster) error {
 	s.builder = roster.NewBuilder(roster.Node{
 		ID: node, Server: w.GetServerId(), Attributes: wire.ToAttributes(w.GetAttributes()), Settings: w.GetSettings(),
 	}, node.TrustDomain(), held, at, w.GetResync())
+	s.registry = w.GetEndpoints()
+	c.cfg.Directory.Begin(s.registry)
 	c.mu.Lock()
 	c.status = Status{Connected: true, Server: w.GetServerId(), LastContact: now, Skew: skew}
 	c.mu.Unlock()
@@ -162,6 +167,8 @@ func (s *session) take(ctx context.Context, frame *wire.ServerFrame) error {
 		}
 	case *wire.ServerFrame_Checkpoints:
 		s.checkpoints(f.Checkpoints)
+	case *wire.ServerFrame_Endpoints:
+		s.endpoints(f.Endpoints)
 	case *wire.ServerFrame_Goodbye:
 		return s.goodbye(f.Goodbye)
 	case *wire.ServerFrame_Welcome:

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/aval-id/aval/agent/directory"
 	"github.com/aval-id/aval/agent/history"
 	"github.com/aval-id/aval/agent/join"
 	"github.com/aval-id/aval/agent/keyring"
@@ -47,6 +48,7 @@ type Config struct {
 	Feed      *roster.Feed
 	Spool     *spool.Spool
 	History   *history.History
+	Directory *directory.Directory
 	Version   string
 	Evaluator uint32        // newest policy evaluator that this program knows
 	RetryMax  time.Duration // longest wait between tries to connect
@@ -75,7 +77,7 @@ type Status struct {
 
 // New returns a client that is not connected.
 func New(cfg Config) (*Client, error) {
-	if cfg.Node == nil || cfg.Feed == nil || cfg.Spool == nil || cfg.History == nil || cfg.Logger == nil {
+	if cfg.Node == nil || cfg.Feed == nil || cfg.Spool == nil || cfg.History == nil || cfg.Directory == nil || cfg.Logger == nil {
 		return nil, errors.New("upstream: a part of the configuration is missing")
 	}
 	if cfg.RetryMax == 0 {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/ca"
+	"github.com/aval-id/aval/ca/registry"
 	"github.com/aval-id/aval/ca/store"
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/document"
@@ -162,6 +163,11 @@ func checkAttributes(a identity.Attributes) error {
 			if v == "" || len(v) > maxAttributeBytes {
 				return fmt.Errorf("attribute %s has a value of %d bytes: 1 to %d are allowed", name, len(v), maxAttributeBytes)
 			}
+			if name == registry.AddressAttribute {
+				if _, err := registry.ParseBlock(v); err != nil {
+					return fmt.Errorf("attribute %s: %w", name, err)
+				}
+			}
 		}
 	}
 	return nil
@@ -226,6 +232,7 @@ func (s adminService) EvictNode(ctx context.Context, req *wire.EvictNodeRequest)
 		}
 		s.log.Info("node evicted", slog.String("node", node.Name))
 	}
+	s.registry.Drop(node.ID)
 	s.sessions.closeNode(node.Name, &wire.Goodbye{Reason: "the node is evicted", Evicted: true})
 	return &wire.EvictNodeResponse{Node: s.nodeState(node, now)}, nil
 }

@@ -82,6 +82,12 @@ type Config struct {
 	// DefaultDeny refuses what no policy selects.
 	DefaultDeny bool
 
+	// EndpointsByAttribute makes the address that a node's stream comes from
+	// count for nothing in the registry of endpoints: only addresses that a
+	// node's attribute names are its own. It belongs where nodes reach the
+	// server through a load balancer or a translation of addresses.
+	EndpointsByAttribute bool
+
 	// AuthorityReserve is disk held for administrative events, in bytes. Zero
 	// means the log's default, negative none.
 	AuthorityReserve int64

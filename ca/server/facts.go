@@ -43,6 +43,7 @@ func (s adminService) ServerStatus(context.Context, *wire.ServerStatusRequest) (
 		out.Logs = append(out.Logs, state)
 	}
 	s.addPolicyFacts(out, snap)
+	s.addEndpointFacts(out)
 	return out, nil
 }
 

@@ -40,6 +40,9 @@ func newMetrics(s *Server) *metrics {
 			Name: "aval_server_nodes_connected", Help: "Nodes with an open stream."},
 			func() float64 { return float64(s.sessions.count()) }),
 	}
+	m.entries = append(m.entries, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "aval_server_endpoints", Help: "Endpoints of the registry that count."},
+		func() float64 { return float64(s.registry.Len()) }), s.claimsMetric())
 	for name, log := range s.logs() {
 		m.entries = append(m.entries, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "aval_server_log_entries", Help: "Durable entries of a log.", ConstLabels: prometheus.Labels{"log": name}},

@@ -21,6 +21,7 @@ import (
 
 	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/ca"
+	"github.com/aval-id/aval/ca/registry"
 	"github.com/aval-id/aval/ca/store"
 	"github.com/aval-id/aval/ca/store/bolt"
 	"github.com/aval-id/aval/identity"
@@ -51,6 +52,7 @@ type Server struct {
 	trust       atomic.Pointer[trust] // nil before Run has made it
 	checkpoints atomic.Pointer[[]*wire.Checkpoint]
 	serving     atomic.Bool
+	settled     atomic.Bool // the registry has heard of every node that may come back
 
 	documents *documents
 	nodes     *nodes
@@ -60,6 +62,8 @@ type Server struct {
 	refusals  *refusals
 	paces     nodePaces
 	ledger    *ledger
+	registry  *registry.Registry
+	expiry    signal // claims of the registry may end soon
 	metrics   *metrics
 
 	closing sync.Once
@@ -135,12 +139,13 @@ func (s *Server) assemble() {
 	s.receipts.sign = s.authorityLog.Sign
 	s.nodes = &nodes{store: s.store}
 	s.ledger = newLedger()
+	s.registry, s.expiry = s.newRegistry(), make(signal, 1)
 	s.refusals = &refusals{
 		logs:    map[string]ca.Recorder{AuthorityLog: s.authorityLog, ConnectionsLog: s.connections},
 		metrics: s.metrics, log: s.log, signal: make(chan struct{}, 1), counts: map[refusalKey]*refusalCount{},
 	}
 	s.documents = &documents{
-		store: s.store, recorder: s.recorder, log: s.log, changed: s.sessions.notifyAll, retry: make(chan struct{}, 1),
+		store: s.store, recorder: s.recorder, log: s.log, changed: s.documentsChanged, retry: make(chan struct{}, 1),
 		recorded: func(since time.Time, fn func(audit.Event) bool) error { return readSince(s.authorityLog, since, fn) },
 		parser: parser{
 			trustDomain: s.cfg.TrustDomain,
@@ -193,6 +198,7 @@ func (s *Server) Run(ctx context.Context) error {
 	part(&parts, ctx, s.documents.run)
 	part(&parts, ctx, s.pumpCheckpoints)
 	part(&parts, ctx, s.compact)
+	part(&parts, ctx, s.tendRegistry)
 	s.ledger.load()
 	recorded := s.connections.Size() // before the first node can report
 	part(&parts, ctx, func(ctx context.Context) error { return s.loadLedger(ctx, recorded) })

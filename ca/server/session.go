@@ -7,11 +7,13 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/aval-id/aval/ca"
 	"github.com/aval-id/aval/ca/store"
 	"github.com/aval-id/aval/identity"
+	"github.com/aval-id/aval/identity/directory"
 	"github.com/aval-id/aval/identity/document"
 	"github.com/aval-id/aval/identity/wire"
 )
@@ -28,8 +30,12 @@ type session struct {
 	wake chan struct{}      // documents or checkpoints changed; holds one
 	end  chan *wire.Goodbye // holds one: why the session is over
 
-	// view is used by the pushing goroutine alone.
-	view view
+	reports    chan *wire.EndpointReport // the newest that was not taken; holds one
+	subscribed atomic.Bool               // the node asked for the registry
+
+	// view and endpoints are used by the pushing goroutine alone.
+	view      view
+	endpoints directory.Reader
 
 	sending sync.Mutex
 	stream  syncStream // guarded by sending
@@ -44,8 +50,8 @@ type session struct {
 func newSession(stream syncStream, node ca.AttestedNode, key ca.ProvenKey, hello *wire.Hello, rootNamespace string) *session {
 	return &session{
 		stream: stream, node: node, key: key, version: clip(hello.GetVersion(), 128),
-		wake: make(chan struct{}, 1),
-		end:  make(chan *wire.Goodbye, 1),
+		wake: make(chan struct{}, 1), reports: make(chan *wire.EndpointReport, 1),
+		end: make(chan *wire.Goodbye, 1),
 		view: view{attributes: node.Attributes(), root: rootNamespace,
 			sent: map[document.Key]uint64{}, namespaces: map[string]int{}},
 	}

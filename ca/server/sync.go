@@ -53,6 +53,7 @@ func (s nodeService) Sync(stream syncStream) error {
 		return err
 	}
 	defer s.sessions.remove(sess)
+	defer s.joinRegistry(stream.Context(), attested)()
 	return s.serve(stream, sess, hello)
 }
 
@@ -100,9 +101,10 @@ func (s *Server) enter(sess *session) error {
 	return nil
 }
 
-// serve runs the session until either side ends it. Three goroutines work for
+// serve runs the session until either side ends it. Four goroutines work for
 // it and end with the stream, whose context this function's return cancels:
-// one pushes what changed, one receives and answers, one stores records.
+// one pushes what changed, one receives and answers, one stores records, one
+// takes reports of endpoints.
 func (s *Server) serve(stream syncStream, sess *session, hello *wire.Hello) error {
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
@@ -113,7 +115,7 @@ func (s *Server) serve(stream syncStream, sess *session, hello *wire.Hello) erro
 		Position: toPosition(now.position),
 		Clock:    time.Now().UnixMilli(), ServerId: s.Credentials().SVID.ID.String(),
 		Resync:     held.GetEpoch() != now.position.Epoch || held.GetRevision() > now.position.Revision,
-		Attributes: wire.FromAttributes(sess.node.Attributes()),
+		Attributes: wire.FromAttributes(sess.node.Attributes()), Endpoints: true,
 	}}})
 	if err != nil {
 		return err
@@ -122,6 +124,7 @@ func (s *Server) serve(stream syncStream, sess *session, hello *wire.Hello) erro
 	go s.guarded(ctx, cancel, func() error { return s.pushAll(ctx, sess) })
 	go s.guarded(ctx, cancel, func() error { return s.receive(ctx, stream, sess, records) })
 	go s.guarded(ctx, cancel, func() error { return s.takeRecords(ctx, sess, records) })
+	go s.guarded(ctx, cancel, func() error { return s.takeReports(ctx, sess) })
 	select {
 	case g := <-sess.end:
 		return farewell(ctx, sess, g)
@@ -185,12 +188,15 @@ func (s *Server) pushAll(ctx context.Context, sess *session) error {
 	}
 }
 
-// push sends what the node lacks: deltas, then new checkpoints.
+// push sends what the node lacks: deltas, endpoints, then new checkpoints.
 func (s *Server) push(sess *session, sent map[string][]byte) error {
 	for _, d := range sess.view.advance(s.documents.now.Load(), wire.FromBundle(s.trust.Load().bundle)) {
 		if err := sess.send(&wire.ServerFrame{Frame: &wire.ServerFrame_Delta{Delta: d}}); err != nil {
 			return err
 		}
+	}
+	if err := s.pushEndpoints(sess); err != nil {
+		return err
 	}
 	current := s.checkpoints.Load()
 	if current == nil {
@@ -235,6 +241,8 @@ func (s *Server) receive(ctx context.Context, stream syncStream, sess *session, 
 			case <-ctx.Done():
 				return ctx.Err()
 			}
+		case *wire.NodeFrame_Endpoints:
+			sess.report(frame.Endpoints)
 		case *wire.NodeFrame_Hello:
 			return status.Error(codes.InvalidArgument, "a second hello")
 		default:

@@ -29,10 +29,14 @@ func (c *cli) getCommand() *cobra.Command {
 itself, else a list {"items": [...]} comes.
 
 Kinds: registrations, peerauthentications, authorizationpolicies,
-plaintextexceptions, all.`,
+plaintextexceptions, all.
+
+Endpoints are no documents: get endpoints shows which workload takes connections
+where, as proxies announce it, and why an announcement does not count.`,
 		Example: `  aval get registrations -n shop
   aval get registration web -n shop -o yaml
-  aval get all -o json`,
+  aval get all -o json
+  aval get endpoints -n shop`,
 		Args: takes("KIND", "[NAME]"),
 	}
 	c.namespaceFlag(cmd, "", "namespace; for a name it is \"default\" unless given")
@@ -42,6 +46,9 @@ plaintextexceptions, all.`,
 	c.outputFlag(cmd, formTable, formJSON, formYAML)
 	cmd.ValidArgsFunction = c.completeKindAndName
 	cmd.RunE = act(func(ctx context.Context, args []string) error {
+		if isEndpoints(args[0]) {
+			return c.admin(ctx, func(admin wire.AdminClient) error { return c.getEndpoints(ctx, admin, args) })
+		}
 		req, err := c.getRequest(args, all)
 		if err != nil {
 			return err

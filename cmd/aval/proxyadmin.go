@@ -86,6 +86,7 @@ type proxyStatus struct {
 	RecordsWaiting uint64          `json:"records_waiting"`
 	PID            int64           `json:"pid"`
 	Listeners      []proxyListener `json:"listeners"`
+	Registry       proxyRegistry   `json:"registry"`
 }
 
 type proxyListener struct {
@@ -107,7 +108,7 @@ func statusOf(st *wire.ProxyStatusResponse) proxyStatus {
 		Draining: st.GetDraining(), Withdrawn: st.GetWithdrawn(), Fault: st.GetFault(),
 		Open: st.GetOpen(), MaxConnections: st.GetMaxConnections(), Handshakes: st.GetHandshakes(), MaxHandshakes: st.GetMaxHandshakes(),
 		MemoryBytes: st.GetMemory(), MaxMemoryBytes: st.GetMaxMemory(), RecordsWaiting: st.GetRecordsWaiting(), PID: st.GetPid(),
-		Listeners: []proxyListener{},
+		Listeners: []proxyListener{}, Registry: registryOf(st),
 	}
 	for _, l := range st.GetListeners() {
 		out.Listeners = append(out.Listeners, proxyListener{l.GetName(), l.GetDirection(), l.GetAddress(), l.GetTarget(),
@@ -138,6 +139,7 @@ func (c *cli) printProxyStatus(st *wire.ProxyStatusResponse) error {
 		{"Memory", fmt.Sprintf("%d of %d MiB", st.GetMemory()>>20, st.GetMaxMemory()>>20)},
 		{"Records", fmt.Sprintf("%d wait for the agent", st.GetRecordsWaiting())},
 	}
+	rows = append(rows, registryRows(st.GetRegistry())...)
 	if fault := st.GetFault(); fault != "" {
 		rows = append(rows, [2]string{"Fault", c.paint(red, "the newest snapshot was refused: "+plain(fault))})
 	}
@@ -162,7 +164,10 @@ func (c *cli) printProxyStatus(st *wire.ProxyStatusResponse) error {
 		}
 		t.add(l.GetDirection(), address, l.GetTarget(), port, mode, dash(l.GetUpstream()))
 	}
-	return t.print(c.out)
+	if err := t.print(c.out); err != nil {
+		return err
+	}
+	return c.printResolved(st)
 }
 
 func (c *cli) proxyConnectionsCommand() *cobra.Command {

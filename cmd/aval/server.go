@@ -31,6 +31,7 @@ type serverSettings struct {
 	Authorization struct {
 		Default string `json:"default" flag:"authorization-default" usage:"allow or deny: what holds for a workload without any ALLOW policy (default allow)"`
 	} `json:"authorization"`
+	EndpointsByAttribute bool `json:"endpointsByAttribute" flag:"endpoints-by-attribute" usage:"count an address as a node's only by its attribute address, not by where its stream comes from, as behind a load balancer"`
 
 	MinTTL          time.Duration `json:"minTTL" flag:"min-ttl" usage:"shortest lifetime of a workload's SVID (default 5m)"`
 	DefaultTTL      time.Duration `json:"defaultTTL" flag:"default-ttl" usage:"lifetime of an SVID whose registration names none (default 4h)"`
@@ -113,7 +114,7 @@ func (s *serverSettings) config(log *slog.Logger) (server.Config, error) {
 		AdminSocket: s.AdminSocket, AdminGroup: s.AdminGroup, RootKey: s.RootKey,
 		MinTTL: s.MinTTL, DefaultTTL: s.DefaultTTL, MaxTTL: s.MaxTTL, NodeTTL: s.NodeTTL,
 		ServerTTL: s.ServerTTL, IntermediateTTL: s.IntermediateTTL, RootTTL: s.RootTTL,
-		RootNamespace: s.RootNamespace, DefaultDeny: deny,
+		RootNamespace: s.RootNamespace, DefaultDeny: deny, EndpointsByAttribute: s.EndpointsByAttribute,
 		AuthorityReserve: s.AuthorityReserve, ConnectionsQuota: s.ConnectionsQuota,
 		MaxConnections: s.MaxConnections, MaxHandshakesPerSource: s.MaxPerSource, HandshakeTimeout: s.HandshakeTimeout, DrainTimeout: s.DrainTimeout,
 		IssuePace:  server.Pace{PerSecond: float64(s.NodeSVIDs), Burst: s.NodeSVIDBurst},

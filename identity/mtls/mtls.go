@@ -12,6 +12,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/aval-id/aval/identity"
@@ -112,6 +114,26 @@ func ExactID(want identity.ID) Authorize {
 		}
 		return nil
 	}
+}
+
+// AnyID accepts each of some SPIFFE IDs, and none where there are none.
+func AnyID(want ...identity.ID) Authorize {
+	return func(p Peer, _ tls.ConnectionState) error {
+		if slices.Contains(want, p.ID) {
+			return nil
+		}
+		return &Rejection{Reason: ReasonIDMismatch, ID: p.ID, Serial: p.Serial,
+			Err: fmt.Errorf("peer is %s, not %s", p.ID, wanted(want))}
+	}
+}
+
+// wanted words a list of IDs.
+func wanted(ids []identity.ID) string {
+	var text []string
+	for _, id := range ids {
+		text = append(text, id.String())
+	}
+	return strings.Join(text, " or ")
 }
 
 // HasRole accepts the IDs of one trust domain that have this role.

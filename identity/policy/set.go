@@ -135,6 +135,19 @@ func (s *Set) Mode(port uint16) (mode Mode, source string) {
 	return m.mode, m.source
 }
 
+// Modes returns the mode in force on the workload's ports, and on those where
+// a policy sets one for the port.
+func (s *Set) Modes() (whole Mode, ports map[uint16]Mode) {
+	if s == nil {
+		return Unset, nil
+	}
+	ports = make(map[uint16]Mode, len(s.enforced.ports))
+	for port, m := range s.enforced.ports {
+		ports[port] = m.mode
+	}
+	return s.enforced.whole.mode, ports
+}
+
 func (r *ruling) mode(port uint16) resolved {
 	if m, ok := r.ports[port]; ok {
 		return m

@@ -360,6 +360,7 @@ type NodeFrame struct {
 	//	*NodeFrame_Ack
 	//	*NodeFrame_Issue
 	//	*NodeFrame_Records
+	//	*NodeFrame_Endpoints
 	Frame         isNodeFrame_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -438,6 +439,15 @@ func (x *NodeFrame) GetRecords() *RecordBatch {
 	return nil
 }
 
+func (x *NodeFrame) GetEndpoints() *EndpointReport {
+	if x != nil {
+		if x, ok := x.Frame.(*NodeFrame_Endpoints); ok {
+			return x.Endpoints
+		}
+	}
+	return nil
+}
+
 type isNodeFrame_Frame interface {
 	isNodeFrame_Frame()
 }
@@ -458,6 +468,10 @@ type NodeFrame_Records struct {
 	Records *RecordBatch `protobuf:"bytes,4,opt,name=records,proto3,oneof"`
 }
 
+type NodeFrame_Endpoints struct {
+	Endpoints *EndpointReport `protobuf:"bytes,5,opt,name=endpoints,proto3,oneof"`
+}
+
 func (*NodeFrame_Hello) isNodeFrame_Frame() {}
 
 func (*NodeFrame_Ack) isNodeFrame_Frame() {}
@@ -465,6 +479,8 @@ func (*NodeFrame_Ack) isNodeFrame_Frame() {}
 func (*NodeFrame_Issue) isNodeFrame_Frame() {}
 
 func (*NodeFrame_Records) isNodeFrame_Frame() {}
+
+func (*NodeFrame_Endpoints) isNodeFrame_Frame() {}
 
 type Hello struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -795,6 +811,7 @@ type ServerFrame struct {
 	//	*ServerFrame_RecordsAck
 	//	*ServerFrame_Checkpoints
 	//	*ServerFrame_Goodbye
+	//	*ServerFrame_Endpoints
 	Frame         isServerFrame_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -891,6 +908,15 @@ func (x *ServerFrame) GetGoodbye() *Goodbye {
 	return nil
 }
 
+func (x *ServerFrame) GetEndpoints() *EndpointDelta {
+	if x != nil {
+		if x, ok := x.Frame.(*ServerFrame_Endpoints); ok {
+			return x.Endpoints
+		}
+	}
+	return nil
+}
+
 type isServerFrame_Frame interface {
 	isServerFrame_Frame()
 }
@@ -919,6 +945,10 @@ type ServerFrame_Goodbye struct {
 	Goodbye *Goodbye `protobuf:"bytes,6,opt,name=goodbye,proto3,oneof"`
 }
 
+type ServerFrame_Endpoints struct {
+	Endpoints *EndpointDelta `protobuf:"bytes,7,opt,name=endpoints,proto3,oneof"`
+}
+
 func (*ServerFrame_Welcome) isServerFrame_Frame() {}
 
 func (*ServerFrame_Delta) isServerFrame_Frame() {}
@@ -931,6 +961,8 @@ func (*ServerFrame_Checkpoints) isServerFrame_Frame() {}
 
 func (*ServerFrame_Goodbye) isServerFrame_Frame() {}
 
+func (*ServerFrame_Endpoints) isServerFrame_Frame() {}
+
 type Welcome struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Settings *Settings              `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
@@ -939,8 +971,10 @@ type Welcome struct {
 	ServerId string                 `protobuf:"bytes,4,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
 	// resync says that what the node held counts for nothing: a full snapshot
 	// follows and replaces it.
-	Resync        bool               `protobuf:"varint,5,opt,name=resync,proto3" json:"resync,omitempty"`
-	Attributes    map[string]*Values `protobuf:"bytes,6,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Resync     bool               `protobuf:"varint,5,opt,name=resync,proto3" json:"resync,omitempty"`
+	Attributes map[string]*Values `protobuf:"bytes,6,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// endpoints says that the server keeps the registry of endpoints.
+	Endpoints     bool `protobuf:"varint,7,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1017,6 +1051,350 @@ func (x *Welcome) GetAttributes() map[string]*Values {
 	return nil
 }
 
+func (x *Welcome) GetEndpoints() bool {
+	if x != nil {
+		return x.Endpoints
+	}
+	return false
+}
+
+// Endpoint is an address and a port where a workload takes connections, as
+// its own proxy says.
+type Endpoint struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node is the SPIFFE ID of the node that it is on; set by the server.
+	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// registration (namespace/name) and spiffe_id are the workload's; set by
+	// the agent, which attested the proxy.
+	Registration string `protobuf:"bytes,2,opt,name=registration,proto3" json:"registration,omitempty"`
+	SpiffeId     string `protobuf:"bytes,3,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Address      string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
+	// port 0 is any port that is not in except.
+	Port   uint32   `protobuf:"varint,5,opt,name=port,proto3" json:"port,omitempty"`
+	Except []uint32 `protobuf:"varint,6,rep,packed,name=except,proto3" json:"except,omitempty"`
+	// mode is the mode in force, port_modes where it is another on a port.
+	Mode      string            `protobuf:"bytes,7,opt,name=mode,proto3" json:"mode,omitempty"`
+	PortModes map[uint32]string `protobuf:"bytes,8,rep,name=port_modes,json=portModes,proto3" json:"port_modes,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// protocol and alpn are what the port speaks, as configured.
+	Protocol      string   `protobuf:"bytes,9,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Alpn          []string `protobuf:"bytes,10,rep,name=alpn,proto3" json:"alpn,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Endpoint) Reset() {
+	*x = Endpoint{}
+	mi := &file_aval_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Endpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Endpoint) ProtoMessage() {}
+
+func (x *Endpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
+func (*Endpoint) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Endpoint) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Endpoint) GetRegistration() string {
+	if x != nil {
+		return x.Registration
+	}
+	return ""
+}
+
+func (x *Endpoint) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *Endpoint) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Endpoint) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Endpoint) GetExcept() []uint32 {
+	if x != nil {
+		return x.Except
+	}
+	return nil
+}
+
+func (x *Endpoint) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *Endpoint) GetPortModes() map[uint32]string {
+	if x != nil {
+		return x.PortModes
+	}
+	return nil
+}
+
+func (x *Endpoint) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *Endpoint) GetAlpn() []string {
+	if x != nil {
+		return x.Alpn
+	}
+	return nil
+}
+
+// EndpointKey tells the endpoints of the registry apart.
+type EndpointKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	SpiffeId      string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Port          uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointKey) Reset() {
+	*x = EndpointKey{}
+	mi := &file_aval_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointKey) ProtoMessage() {}
+
+func (x *EndpointKey) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointKey.ProtoReflect.Descriptor instead.
+func (*EndpointKey) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *EndpointKey) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *EndpointKey) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *EndpointKey) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *EndpointKey) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+// EndpointReport is all that the proxies of a node announce, and replaces the
+// report before it.
+type EndpointReport struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Endpoints []*Endpoint            `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	// complete is false while proxies may still be on their way, after the
+	// agent's start: what an earlier report had stays then.
+	Complete bool `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
+	// subscribe asks for the registry, which is sent from then on.
+	Subscribe     bool `protobuf:"varint,3,opt,name=subscribe,proto3" json:"subscribe,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointReport) Reset() {
+	*x = EndpointReport{}
+	mi := &file_aval_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointReport) ProtoMessage() {}
+
+func (x *EndpointReport) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointReport.ProtoReflect.Descriptor instead.
+func (*EndpointReport) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *EndpointReport) GetEndpoints() []*Endpoint {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *EndpointReport) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+func (x *EndpointReport) GetSubscribe() bool {
+	if x != nil {
+		return x.Subscribe
+	}
+	return false
+}
+
+// EndpointDelta changes what a node holds of the registry. What it held stays
+// in use after a reset until the next complete delta, which drops what has
+// not been sent again since.
+type EndpointDelta struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Reset_        bool                   `protobuf:"varint,2,opt,name=reset,proto3" json:"reset,omitempty"`
+	Complete      bool                   `protobuf:"varint,3,opt,name=complete,proto3" json:"complete,omitempty"`
+	Upserts       []*Endpoint            `protobuf:"bytes,4,rep,name=upserts,proto3" json:"upserts,omitempty"`
+	Deletes       []*EndpointKey         `protobuf:"bytes,5,rep,name=deletes,proto3" json:"deletes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointDelta) Reset() {
+	*x = EndpointDelta{}
+	mi := &file_aval_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointDelta) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointDelta) ProtoMessage() {}
+
+func (x *EndpointDelta) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointDelta.ProtoReflect.Descriptor instead.
+func (*EndpointDelta) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *EndpointDelta) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *EndpointDelta) GetReset_() bool {
+	if x != nil {
+		return x.Reset_
+	}
+	return false
+}
+
+func (x *EndpointDelta) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+func (x *EndpointDelta) GetUpserts() []*Endpoint {
+	if x != nil {
+		return x.Upserts
+	}
+	return nil
+}
+
+func (x *EndpointDelta) GetDeletes() []*EndpointKey {
+	if x != nil {
+		return x.Deletes
+	}
+	return nil
+}
+
 // Settings hold for the trust domain.
 type Settings struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1029,7 +1407,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_aval_proto_msgTypes[14]
+	mi := &file_aval_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1419,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[14]
+	mi := &file_aval_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1432,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{14}
+	return file_aval_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Settings) GetTrustDomain() string {
@@ -1096,7 +1474,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_aval_proto_msgTypes[15]
+	mi := &file_aval_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1486,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[15]
+	mi := &file_aval_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +1499,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{15}
+	return file_aval_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Delta) GetPosition() *Position {
@@ -1180,7 +1558,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_aval_proto_msgTypes[16]
+	mi := &file_aval_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1570,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[16]
+	mi := &file_aval_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1583,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{16}
+	return file_aval_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Resource) GetKey() *ResourceKey {
@@ -1247,7 +1625,7 @@ type ResourceKey struct {
 
 func (x *ResourceKey) Reset() {
 	*x = ResourceKey{}
-	mi := &file_aval_proto_msgTypes[17]
+	mi := &file_aval_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +1637,7 @@ func (x *ResourceKey) String() string {
 func (*ResourceKey) ProtoMessage() {}
 
 func (x *ResourceKey) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[17]
+	mi := &file_aval_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +1650,7 @@ func (x *ResourceKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceKey.ProtoReflect.Descriptor instead.
 func (*ResourceKey) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{17}
+	return file_aval_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResourceKey) GetKind() string {
@@ -1307,7 +1685,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_aval_proto_msgTypes[18]
+	mi := &file_aval_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1697,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[18]
+	mi := &file_aval_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1710,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{18}
+	return file_aval_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -1359,7 +1737,7 @@ type IssueResults struct {
 
 func (x *IssueResults) Reset() {
 	*x = IssueResults{}
-	mi := &file_aval_proto_msgTypes[19]
+	mi := &file_aval_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1749,7 @@ func (x *IssueResults) String() string {
 func (*IssueResults) ProtoMessage() {}
 
 func (x *IssueResults) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[19]
+	mi := &file_aval_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1762,7 @@ func (x *IssueResults) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResults.ProtoReflect.Descriptor instead.
 func (*IssueResults) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{19}
+	return file_aval_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *IssueResults) GetBatch() uint64 {
@@ -1418,7 +1796,7 @@ type IssueResult struct {
 
 func (x *IssueResult) Reset() {
 	*x = IssueResult{}
-	mi := &file_aval_proto_msgTypes[20]
+	mi := &file_aval_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1808,7 @@ func (x *IssueResult) String() string {
 func (*IssueResult) ProtoMessage() {}
 
 func (x *IssueResult) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[20]
+	mi := &file_aval_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1821,7 @@ func (x *IssueResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResult.ProtoReflect.Descriptor instead.
 func (*IssueResult) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{20}
+	return file_aval_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *IssueResult) GetRequest() uint64 {
@@ -1506,7 +1884,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_aval_proto_msgTypes[21]
+	mi := &file_aval_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1896,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[21]
+	mi := &file_aval_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1909,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{21}
+	return file_aval_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Receipt) GetLog() string {
@@ -1592,7 +1970,7 @@ type RecordsAck struct {
 
 func (x *RecordsAck) Reset() {
 	*x = RecordsAck{}
-	mi := &file_aval_proto_msgTypes[22]
+	mi := &file_aval_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1604,7 +1982,7 @@ func (x *RecordsAck) String() string {
 func (*RecordsAck) ProtoMessage() {}
 
 func (x *RecordsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[22]
+	mi := &file_aval_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1617,7 +1995,7 @@ func (x *RecordsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsAck.ProtoReflect.Descriptor instead.
 func (*RecordsAck) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{22}
+	return file_aval_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RecordsAck) GetSequence() uint64 {
@@ -1638,7 +2016,7 @@ type Checkpoints struct {
 
 func (x *Checkpoints) Reset() {
 	*x = Checkpoints{}
-	mi := &file_aval_proto_msgTypes[23]
+	mi := &file_aval_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +2028,7 @@ func (x *Checkpoints) String() string {
 func (*Checkpoints) ProtoMessage() {}
 
 func (x *Checkpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[23]
+	mi := &file_aval_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +2041,7 @@ func (x *Checkpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoints.ProtoReflect.Descriptor instead.
 func (*Checkpoints) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{23}
+	return file_aval_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Checkpoints) GetCheckpoints() []*Checkpoint {
@@ -1684,7 +2062,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_aval_proto_msgTypes[24]
+	mi := &file_aval_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1696,7 +2074,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[24]
+	mi := &file_aval_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1709,7 +2087,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{24}
+	return file_aval_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Checkpoint) GetLog() string {
@@ -1745,7 +2123,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_aval_proto_msgTypes[25]
+	mi := &file_aval_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +2135,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[25]
+	mi := &file_aval_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +2148,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{25}
+	return file_aval_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Goodbye) GetReason() string {
@@ -1794,6 +2172,202 @@ func (x *Goodbye) GetRetryAfter() int64 {
 	return 0
 }
 
+type Announcement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// identity is one of the caller's; empty takes the only one.
+	Identity      string      `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	Endpoints     []*Endpoint `protobuf:"bytes,2,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Announcement) Reset() {
+	*x = Announcement{}
+	mi := &file_aval_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Announcement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Announcement) ProtoMessage() {}
+
+func (x *Announcement) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
+func (*Announcement) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Announcement) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *Announcement) GetEndpoints() []*Endpoint {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+// Announced says that the agent took the announcement.
+type Announced struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Announced) Reset() {
+	*x = Announced{}
+	mi := &file_aval_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Announced) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Announced) ProtoMessage() {}
+
+func (x *Announced) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Announced.ProtoReflect.Descriptor instead.
+func (*Announced) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{31}
+}
+
+type EndpointsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Identity      string                 `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointsRequest) Reset() {
+	*x = EndpointsRequest{}
+	mi := &file_aval_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointsRequest) ProtoMessage() {}
+
+func (x *EndpointsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointsRequest.ProtoReflect.Descriptor instead.
+func (*EndpointsRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *EndpointsRequest) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+// EndpointSet is a part of the registry; the set ends with the part that is
+// complete.
+type EndpointSet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Endpoints     []*Endpoint            `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Complete      bool                   `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
+	Revision      uint64                 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointSet) Reset() {
+	*x = EndpointSet{}
+	mi := &file_aval_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointSet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointSet) ProtoMessage() {}
+
+func (x *EndpointSet) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointSet.ProtoReflect.Descriptor instead.
+func (*EndpointSet) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *EndpointSet) GetEndpoints() []*Endpoint {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *EndpointSet) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+func (x *EndpointSet) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// identity picks one of the caller's identities; empty takes the only one.
@@ -1805,7 +2379,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_aval_proto_msgTypes[26]
+	mi := &file_aval_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1817,7 +2391,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[26]
+	mi := &file_aval_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1830,7 +2404,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{26}
+	return file_aval_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WatchRequest) GetIdentity() string {
@@ -1870,7 +2444,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_aval_proto_msgTypes[27]
+	mi := &file_aval_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +2456,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[27]
+	mi := &file_aval_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +2469,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{27}
+	return file_aval_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Snapshot) GetPosition() *Position {
@@ -1984,7 +2558,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_aval_proto_msgTypes[28]
+	mi := &file_aval_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2570,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[28]
+	mi := &file_aval_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2583,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{28}
+	return file_aval_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ExplainRequest) GetPid() int32 {
@@ -2032,7 +2606,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_aval_proto_msgTypes[29]
+	mi := &file_aval_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2618,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[29]
+	mi := &file_aval_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2631,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{29}
+	return file_aval_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExplainResponse) GetSelectors() map[string]*Values {
@@ -2113,7 +2687,7 @@ type ExplainedRegistration struct {
 
 func (x *ExplainedRegistration) Reset() {
 	*x = ExplainedRegistration{}
-	mi := &file_aval_proto_msgTypes[30]
+	mi := &file_aval_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2125,7 +2699,7 @@ func (x *ExplainedRegistration) String() string {
 func (*ExplainedRegistration) ProtoMessage() {}
 
 func (x *ExplainedRegistration) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[30]
+	mi := &file_aval_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2138,7 +2712,7 @@ func (x *ExplainedRegistration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedRegistration.ProtoReflect.Descriptor instead.
 func (*ExplainedRegistration) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{30}
+	return file_aval_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExplainedRegistration) GetRegistration() string {
@@ -2198,7 +2772,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_aval_proto_msgTypes[31]
+	mi := &file_aval_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2784,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[31]
+	mi := &file_aval_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2797,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{31}
+	return file_aval_proto_rawDescGZIP(), []int{39}
 }
 
 type StatusResponse struct {
@@ -2249,7 +2823,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_aval_proto_msgTypes[32]
+	mi := &file_aval_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2261,7 +2835,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[32]
+	mi := &file_aval_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2274,7 +2848,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{32}
+	return file_aval_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StatusResponse) GetNodeId() string {
@@ -2375,6 +2949,184 @@ func (x *StatusResponse) GetContradicted() []string {
 	return nil
 }
 
+type ListEndpointsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEndpointsRequest) Reset() {
+	*x = ListEndpointsRequest{}
+	mi := &file_aval_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEndpointsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEndpointsRequest) ProtoMessage() {}
+
+func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEndpointsRequest.ProtoReflect.Descriptor instead.
+func (*ListEndpointsRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{41}
+}
+
+type ListEndpointsResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Endpoints []*EndpointState       `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	// settling says that nodes may still report after the server's start.
+	Settling      bool `protobuf:"varint,2,opt,name=settling,proto3" json:"settling,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEndpointsResponse) Reset() {
+	*x = ListEndpointsResponse{}
+	mi := &file_aval_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEndpointsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEndpointsResponse) ProtoMessage() {}
+
+func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEndpointsResponse.ProtoReflect.Descriptor instead.
+func (*ListEndpointsResponse) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ListEndpointsResponse) GetEndpoints() []*EndpointState {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *ListEndpointsResponse) GetSettling() bool {
+	if x != nil {
+		return x.Settling
+	}
+	return false
+}
+
+// EndpointState is what the registry makes of one report of a node.
+type EndpointState struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Endpoint *Endpoint              `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// state is accepted, refused or conflict.
+	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	// reason says why it was not accepted.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Since  int64  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`
+	// evidence is why the address counts as the node's.
+	Evidence string `protobuf:"bytes,5,opt,name=evidence,proto3" json:"evidence,omitempty"`
+	// connected is false while the node's stream is gone and may come back.
+	Connected     bool `protobuf:"varint,6,opt,name=connected,proto3" json:"connected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointState) Reset() {
+	*x = EndpointState{}
+	mi := &file_aval_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointState) ProtoMessage() {}
+
+func (x *EndpointState) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
+func (*EndpointState) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *EndpointState) GetEndpoint() *Endpoint {
+	if x != nil {
+		return x.Endpoint
+	}
+	return nil
+}
+
+func (x *EndpointState) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *EndpointState) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *EndpointState) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *EndpointState) GetEvidence() string {
+	if x != nil {
+		return x.Evidence
+	}
+	return ""
+}
+
+func (x *EndpointState) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
 type ApplyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// documents are JSON.
@@ -2386,7 +3138,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_aval_proto_msgTypes[33]
+	mi := &file_aval_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +3150,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[33]
+	mi := &file_aval_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +3163,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{33}
+	return file_aval_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ApplyRequest) GetDocuments() [][]byte {
@@ -2439,7 +3191,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_aval_proto_msgTypes[34]
+	mi := &file_aval_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +3203,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[34]
+	mi := &file_aval_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +3216,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{34}
+	return file_aval_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -2503,7 +3255,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_aval_proto_msgTypes[35]
+	mi := &file_aval_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2515,7 +3267,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[35]
+	mi := &file_aval_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2528,7 +3280,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{35}
+	return file_aval_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Change) GetKey() *ResourceKey {
@@ -2579,7 +3331,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2591,7 +3343,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2604,7 +3356,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{36}
+	return file_aval_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *GetRequest) GetKind() string {
@@ -2638,7 +3390,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2650,7 +3402,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2663,7 +3415,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{37}
+	return file_aval_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *GetResponse) GetDocuments() [][]byte {
@@ -2690,7 +3442,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2702,7 +3454,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2715,7 +3467,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{38}
+	return file_aval_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DeleteRequest) GetKeys() []*ResourceKey {
@@ -2742,7 +3494,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2754,7 +3506,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2767,7 +3519,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{39}
+	return file_aval_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DeleteResponse) GetChanges() []*Change {
@@ -2796,7 +3548,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +3560,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +3573,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{40}
+	return file_aval_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CreateTokenRequest) GetTtl() int64 {
@@ -2858,7 +3610,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2870,7 +3622,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2883,7 +3635,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{41}
+	return file_aval_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -2931,7 +3683,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2943,7 +3695,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2956,7 +3708,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{42}
+	return file_aval_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListNodesRequest) GetName() string {
@@ -2975,7 +3727,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2987,7 +3739,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3000,7 +3752,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{43}
+	return file_aval_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeState {
@@ -3031,7 +3783,7 @@ type NodeState struct {
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3043,7 +3795,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3056,7 +3808,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{44}
+	return file_aval_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *NodeState) GetNodeId() string {
@@ -3161,7 +3913,7 @@ type LiveSVID struct {
 
 func (x *LiveSVID) Reset() {
 	*x = LiveSVID{}
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3173,7 +3925,7 @@ func (x *LiveSVID) String() string {
 func (*LiveSVID) ProtoMessage() {}
 
 func (x *LiveSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3186,7 +3938,7 @@ func (x *LiveSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSVID.ProtoReflect.Descriptor instead.
 func (*LiveSVID) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{45}
+	return file_aval_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *LiveSVID) GetSpiffeId() string {
@@ -3219,7 +3971,7 @@ type EvictNodeRequest struct {
 
 func (x *EvictNodeRequest) Reset() {
 	*x = EvictNodeRequest{}
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3231,7 +3983,7 @@ func (x *EvictNodeRequest) String() string {
 func (*EvictNodeRequest) ProtoMessage() {}
 
 func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3244,7 +3996,7 @@ func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvictNodeRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{46}
+	return file_aval_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *EvictNodeRequest) GetName() string {
@@ -3263,7 +4015,7 @@ type EvictNodeResponse struct {
 
 func (x *EvictNodeResponse) Reset() {
 	*x = EvictNodeResponse{}
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3275,7 +4027,7 @@ func (x *EvictNodeResponse) String() string {
 func (*EvictNodeResponse) ProtoMessage() {}
 
 func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3288,7 +4040,7 @@ func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeResponse.ProtoReflect.Descriptor instead.
 func (*EvictNodeResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{47}
+	return file_aval_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *EvictNodeResponse) GetNode() *NodeState {
@@ -3317,7 +4069,7 @@ type EntriesRequest struct {
 
 func (x *EntriesRequest) Reset() {
 	*x = EntriesRequest{}
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3329,7 +4081,7 @@ func (x *EntriesRequest) String() string {
 func (*EntriesRequest) ProtoMessage() {}
 
 func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3342,7 +4094,7 @@ func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesRequest.ProtoReflect.Descriptor instead.
 func (*EntriesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{48}
+	return file_aval_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *EntriesRequest) GetLog() string {
@@ -3412,7 +4164,7 @@ type EntriesResponse struct {
 
 func (x *EntriesResponse) Reset() {
 	*x = EntriesResponse{}
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3424,7 +4176,7 @@ func (x *EntriesResponse) String() string {
 func (*EntriesResponse) ProtoMessage() {}
 
 func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3437,7 +4189,7 @@ func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesResponse.ProtoReflect.Descriptor instead.
 func (*EntriesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{49}
+	return file_aval_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *EntriesResponse) GetLog() string {
@@ -3462,7 +4214,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3474,7 +4226,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3487,7 +4239,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{50}
+	return file_aval_proto_rawDescGZIP(), []int{61}
 }
 
 type BackupResponse struct {
@@ -3499,7 +4251,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3511,7 +4263,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3524,7 +4276,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{51}
+	return file_aval_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -3542,7 +4294,7 @@ type ServerStatusRequest struct {
 
 func (x *ServerStatusRequest) Reset() {
 	*x = ServerStatusRequest{}
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3554,7 +4306,7 @@ func (x *ServerStatusRequest) String() string {
 func (*ServerStatusRequest) ProtoMessage() {}
 
 func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3567,7 +4319,7 @@ func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusRequest.ProtoReflect.Descriptor instead.
 func (*ServerStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{52}
+	return file_aval_proto_rawDescGZIP(), []int{63}
 }
 
 type ServerStatusResponse struct {
@@ -3591,13 +4343,17 @@ type ServerStatusResponse struct {
 	Uptime                int64                  `protobuf:"varint,17,opt,name=uptime,proto3" json:"uptime,omitempty"`
 	// root_namespace is where policies for all namespaces live.
 	RootNamespace string `protobuf:"bytes,18,opt,name=root_namespace,json=rootNamespace,proto3" json:"root_namespace,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// endpoint_faults are the conflicts of the registry of endpoints, and nodes
+	// none of whose endpoints count, worded for a person.
+	EndpointFaults []string `protobuf:"bytes,22,rep,name=endpoint_faults,json=endpointFaults,proto3" json:"endpoint_faults,omitempty"`
+	Endpoints      uint32   `protobuf:"varint,23,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ServerStatusResponse) Reset() {
 	*x = ServerStatusResponse{}
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3609,7 +4365,7 @@ func (x *ServerStatusResponse) String() string {
 func (*ServerStatusResponse) ProtoMessage() {}
 
 func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3622,7 +4378,7 @@ func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusResponse.ProtoReflect.Descriptor instead.
 func (*ServerStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{53}
+	return file_aval_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ServerStatusResponse) GetTrustDomain() string {
@@ -3751,6 +4507,20 @@ func (x *ServerStatusResponse) GetRootNamespace() string {
 	return ""
 }
 
+func (x *ServerStatusResponse) GetEndpointFaults() []string {
+	if x != nil {
+		return x.EndpointFaults
+	}
+	return nil
+}
+
+func (x *ServerStatusResponse) GetEndpoints() uint32 {
+	if x != nil {
+		return x.Endpoints
+	}
+	return 0
+}
+
 type AuthorityState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// role is root, intermediate or server.
@@ -3767,7 +4537,7 @@ type AuthorityState struct {
 
 func (x *AuthorityState) Reset() {
 	*x = AuthorityState{}
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3779,7 +4549,7 @@ func (x *AuthorityState) String() string {
 func (*AuthorityState) ProtoMessage() {}
 
 func (x *AuthorityState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3792,7 +4562,7 @@ func (x *AuthorityState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityState.ProtoReflect.Descriptor instead.
 func (*AuthorityState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{54}
+	return file_aval_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *AuthorityState) GetRole() string {
@@ -3858,7 +4628,7 @@ type LogState struct {
 
 func (x *LogState) Reset() {
 	*x = LogState{}
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3870,7 +4640,7 @@ func (x *LogState) String() string {
 func (*LogState) ProtoMessage() {}
 
 func (x *LogState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3883,7 +4653,7 @@ func (x *LogState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogState.ProtoReflect.Descriptor instead.
 func (*LogState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{55}
+	return file_aval_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *LogState) GetName() string {
@@ -3942,7 +4712,7 @@ type ExplainStrictRequest struct {
 
 func (x *ExplainStrictRequest) Reset() {
 	*x = ExplainStrictRequest{}
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3954,7 +4724,7 @@ func (x *ExplainStrictRequest) String() string {
 func (*ExplainStrictRequest) ProtoMessage() {}
 
 func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3967,7 +4737,7 @@ func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictRequest.ProtoReflect.Descriptor instead.
 func (*ExplainStrictRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{56}
+	return file_aval_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ExplainStrictRequest) GetTarget() string {
@@ -4001,7 +4771,7 @@ type ExplainStrictResponse struct {
 
 func (x *ExplainStrictResponse) Reset() {
 	*x = ExplainStrictResponse{}
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4013,7 +4783,7 @@ func (x *ExplainStrictResponse) String() string {
 func (*ExplainStrictResponse) ProtoMessage() {}
 
 func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4026,7 +4796,7 @@ func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictResponse.ProtoReflect.Descriptor instead.
 func (*ExplainStrictResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{57}
+	return file_aval_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExplainStrictResponse) GetWorkloads() []*StrictWorkload {
@@ -4100,7 +4870,7 @@ type StrictWorkload struct {
 
 func (x *StrictWorkload) Reset() {
 	*x = StrictWorkload{}
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4112,7 +4882,7 @@ func (x *StrictWorkload) String() string {
 func (*StrictWorkload) ProtoMessage() {}
 
 func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4125,7 +4895,7 @@ func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictWorkload.ProtoReflect.Descriptor instead.
 func (*StrictWorkload) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{58}
+	return file_aval_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *StrictWorkload) GetRegistration() string {
@@ -4240,7 +5010,7 @@ type StrictException struct {
 
 func (x *StrictException) Reset() {
 	*x = StrictException{}
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4252,7 +5022,7 @@ func (x *StrictException) String() string {
 func (*StrictException) ProtoMessage() {}
 
 func (x *StrictException) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4265,7 +5035,7 @@ func (x *StrictException) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictException.ProtoReflect.Descriptor instead.
 func (*StrictException) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{59}
+	return file_aval_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *StrictException) GetName() string {
@@ -4312,7 +5082,7 @@ type StrictPort struct {
 
 func (x *StrictPort) Reset() {
 	*x = StrictPort{}
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4324,7 +5094,7 @@ func (x *StrictPort) String() string {
 func (*StrictPort) ProtoMessage() {}
 
 func (x *StrictPort) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4337,7 +5107,7 @@ func (x *StrictPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictPort.ProtoReflect.Descriptor instead.
 func (*StrictPort) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{60}
+	return file_aval_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *StrictPort) GetPort() uint32 {
@@ -4418,7 +5188,7 @@ type StrictClient struct {
 
 func (x *StrictClient) Reset() {
 	*x = StrictClient{}
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4430,7 +5200,7 @@ func (x *StrictClient) String() string {
 func (*StrictClient) ProtoMessage() {}
 
 func (x *StrictClient) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4443,7 +5213,7 @@ func (x *StrictClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictClient.ProtoReflect.Descriptor instead.
 func (*StrictClient) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{61}
+	return file_aval_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *StrictClient) GetCause() string {
@@ -4545,7 +5315,7 @@ type ProxyStatusRequest struct {
 
 func (x *ProxyStatusRequest) Reset() {
 	*x = ProxyStatusRequest{}
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4557,7 +5327,7 @@ func (x *ProxyStatusRequest) String() string {
 func (*ProxyStatusRequest) ProtoMessage() {}
 
 func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4570,7 +5340,7 @@ func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusRequest.ProtoReflect.Descriptor instead.
 func (*ProxyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{62}
+	return file_aval_proto_rawDescGZIP(), []int{73}
 }
 
 type ProxyStatusResponse struct {
@@ -4597,13 +5367,16 @@ type ProxyStatusResponse struct {
 	RecordsWaiting uint64           `protobuf:"varint,17,opt,name=records_waiting,json=recordsWaiting,proto3" json:"records_waiting,omitempty"`
 	Listeners      []*ProxyListener `protobuf:"bytes,18,rep,name=listeners,proto3" json:"listeners,omitempty"`
 	Pid            int64            `protobuf:"varint,19,opt,name=pid,proto3" json:"pid,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	Registry       *ProxyRegistry   `protobuf:"bytes,20,opt,name=registry,proto3" json:"registry,omitempty"`
+	// resolved are destinations that were dialled lately, newest first.
+	Resolved      []*ProxyDestination `protobuf:"bytes,21,rep,name=resolved,proto3" json:"resolved,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ProxyStatusResponse) Reset() {
 	*x = ProxyStatusResponse{}
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4615,7 +5388,7 @@ func (x *ProxyStatusResponse) String() string {
 func (*ProxyStatusResponse) ProtoMessage() {}
 
 func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4628,7 +5401,7 @@ func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusResponse.ProtoReflect.Descriptor instead.
 func (*ProxyStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{63}
+	return file_aval_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ProxyStatusResponse) GetSpiffeId() string {
@@ -4764,6 +5537,187 @@ func (x *ProxyStatusResponse) GetPid() int64 {
 	return 0
 }
 
+func (x *ProxyStatusResponse) GetRegistry() *ProxyRegistry {
+	if x != nil {
+		return x.Registry
+	}
+	return nil
+}
+
+func (x *ProxyStatusResponse) GetResolved() []*ProxyDestination {
+	if x != nil {
+		return x.Resolved
+	}
+	return nil
+}
+
+// ProxyRegistry is what a proxy has to do with the registry of endpoints.
+type ProxyRegistry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// announced are the endpoints that the agent took.
+	Announced []*Endpoint `protobuf:"bytes,1,rep,name=announced,proto3" json:"announced,omitempty"`
+	// wanted says that the proxy asks for the registry, and held that it has it.
+	Wanted        bool   `protobuf:"varint,2,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	Held          bool   `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`
+	Endpoints     uint32 `protobuf:"varint,4,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Revision      uint64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProxyRegistry) Reset() {
+	*x = ProxyRegistry{}
+	mi := &file_aval_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProxyRegistry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProxyRegistry) ProtoMessage() {}
+
+func (x *ProxyRegistry) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProxyRegistry.ProtoReflect.Descriptor instead.
+func (*ProxyRegistry) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *ProxyRegistry) GetAnnounced() []*Endpoint {
+	if x != nil {
+		return x.Announced
+	}
+	return nil
+}
+
+func (x *ProxyRegistry) GetWanted() bool {
+	if x != nil {
+		return x.Wanted
+	}
+	return false
+}
+
+func (x *ProxyRegistry) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+func (x *ProxyRegistry) GetEndpoints() uint32 {
+	if x != nil {
+		return x.Endpoints
+	}
+	return 0
+}
+
+func (x *ProxyRegistry) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// ProxyDestination is where a process dialled, and what was made of it.
+type ProxyDestination struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Address string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// origin is configured, registry or unknown.
+	Origin string `protobuf:"bytes,2,opt,name=origin,proto3" json:"origin,omitempty"`
+	// identities are whom the proxy takes there; none means plaintext or, where
+	// refused is set, nothing.
+	Identities    []string `protobuf:"bytes,3,rep,name=identities,proto3" json:"identities,omitempty"`
+	Refused       bool     `protobuf:"varint,4,opt,name=refused,proto3" json:"refused,omitempty"`
+	Count         uint64   `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
+	Last          int64    `protobuf:"varint,6,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProxyDestination) Reset() {
+	*x = ProxyDestination{}
+	mi := &file_aval_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProxyDestination) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProxyDestination) ProtoMessage() {}
+
+func (x *ProxyDestination) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProxyDestination.ProtoReflect.Descriptor instead.
+func (*ProxyDestination) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *ProxyDestination) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ProxyDestination) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *ProxyDestination) GetIdentities() []string {
+	if x != nil {
+		return x.Identities
+	}
+	return nil
+}
+
+func (x *ProxyDestination) GetRefused() bool {
+	if x != nil {
+		return x.Refused
+	}
+	return false
+}
+
+func (x *ProxyDestination) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *ProxyDestination) GetLast() int64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
 type ProxyListener struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -4784,7 +5738,7 @@ type ProxyListener struct {
 
 func (x *ProxyListener) Reset() {
 	*x = ProxyListener{}
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4796,7 +5750,7 @@ func (x *ProxyListener) String() string {
 func (*ProxyListener) ProtoMessage() {}
 
 func (x *ProxyListener) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4809,7 +5763,7 @@ func (x *ProxyListener) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyListener.ProtoReflect.Descriptor instead.
 func (*ProxyListener) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{64}
+	return file_aval_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ProxyListener) GetName() string {
@@ -4885,7 +5839,7 @@ type ConnectionsRequest struct {
 
 func (x *ConnectionsRequest) Reset() {
 	*x = ConnectionsRequest{}
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4897,7 +5851,7 @@ func (x *ConnectionsRequest) String() string {
 func (*ConnectionsRequest) ProtoMessage() {}
 
 func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4910,7 +5864,7 @@ func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsRequest.ProtoReflect.Descriptor instead.
 func (*ConnectionsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{65}
+	return file_aval_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ConnectionsRequest) GetDirection() string {
@@ -4929,7 +5883,7 @@ type ConnectionsResponse struct {
 
 func (x *ConnectionsResponse) Reset() {
 	*x = ConnectionsResponse{}
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4941,7 +5895,7 @@ func (x *ConnectionsResponse) String() string {
 func (*ConnectionsResponse) ProtoMessage() {}
 
 func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4954,7 +5908,7 @@ func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsResponse.ProtoReflect.Descriptor instead.
 func (*ConnectionsResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{66}
+	return file_aval_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ConnectionsResponse) GetConnections() []*ProxyConnection {
@@ -4993,7 +5947,7 @@ type ProxyConnection struct {
 
 func (x *ProxyConnection) Reset() {
 	*x = ProxyConnection{}
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5005,7 +5959,7 @@ func (x *ProxyConnection) String() string {
 func (*ProxyConnection) ProtoMessage() {}
 
 func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5018,7 +5972,7 @@ func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyConnection.ProtoReflect.Descriptor instead.
 func (*ProxyConnection) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{67}
+	return file_aval_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ProxyConnection) GetDirection() string {
@@ -5143,7 +6097,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5155,7 +6109,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5168,7 +6122,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{68}
+	return file_aval_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *DrainRequest) GetDeadline() int64 {
@@ -5189,7 +6143,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5201,7 +6155,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5214,7 +6168,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{69}
+	return file_aval_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *DrainResponse) GetOpen() int64 {
@@ -5260,12 +6214,13 @@ const file_aval_proto_rawDesc = "" +
 	"\fRenewRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"%\n" +
 	"\rRenewResponse\x12\x14\n" +
-	"\x05chain\x18\x01 \x03(\fR\x05chain\"\xd1\x01\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\"\x8f\x02\n" +
 	"\tNodeFrame\x12+\n" +
 	"\x05hello\x18\x01 \x01(\v2\x13.aval.wire.v1.HelloH\x00R\x05hello\x12%\n" +
 	"\x03ack\x18\x02 \x01(\v2\x11.aval.wire.v1.AckH\x00R\x03ack\x120\n" +
 	"\x05issue\x18\x03 \x01(\v2\x18.aval.wire.v1.IssueBatchH\x00R\x05issue\x125\n" +
-	"\arecords\x18\x04 \x01(\v2\x19.aval.wire.v1.RecordBatchH\x00R\arecordsB\a\n" +
+	"\arecords\x18\x04 \x01(\v2\x19.aval.wire.v1.RecordBatchH\x00R\arecords\x12<\n" +
+	"\tendpoints\x18\x05 \x01(\v2\x1c.aval.wire.v1.EndpointReportH\x00R\tendpointsB\a\n" +
 	"\x05frame\"\x81\x01\n" +
 	"\x05Hello\x12*\n" +
 	"\x04held\x18\x01 \x01(\v2\x16.aval.wire.v1.PositionR\x04held\x12\x18\n" +
@@ -5288,7 +6243,7 @@ const file_aval_proto_rawDesc = "" +
 	"\vRecordBatch\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x16\n" +
 	"\x06events\x18\x02 \x03(\fR\x06events\x12\x12\n" +
-	"\x04lost\x18\x03 \x01(\x04R\x04lost\"\xdb\x02\n" +
+	"\x04lost\x18\x03 \x01(\x04R\x04lost\"\x98\x03\n" +
 	"\vServerFrame\x121\n" +
 	"\awelcome\x18\x01 \x01(\v2\x15.aval.wire.v1.WelcomeH\x00R\awelcome\x12+\n" +
 	"\x05delta\x18\x02 \x01(\v2\x13.aval.wire.v1.DeltaH\x00R\x05delta\x124\n" +
@@ -5296,8 +6251,9 @@ const file_aval_proto_rawDesc = "" +
 	"\vrecords_ack\x18\x04 \x01(\v2\x18.aval.wire.v1.RecordsAckH\x00R\n" +
 	"recordsAck\x12=\n" +
 	"\vcheckpoints\x18\x05 \x01(\v2\x19.aval.wire.v1.CheckpointsH\x00R\vcheckpoints\x121\n" +
-	"\agoodbye\x18\x06 \x01(\v2\x15.aval.wire.v1.GoodbyeH\x00R\agoodbyeB\a\n" +
-	"\x05frame\"\xd8\x02\n" +
+	"\agoodbye\x18\x06 \x01(\v2\x15.aval.wire.v1.GoodbyeH\x00R\agoodbye\x12;\n" +
+	"\tendpoints\x18\a \x01(\v2\x1b.aval.wire.v1.EndpointDeltaH\x00R\tendpointsB\a\n" +
+	"\x05frame\"\xf6\x02\n" +
 	"\aWelcome\x122\n" +
 	"\bsettings\x18\x01 \x01(\v2\x16.aval.wire.v1.SettingsR\bsettings\x122\n" +
 	"\bposition\x18\x02 \x01(\v2\x16.aval.wire.v1.PositionR\bposition\x12\x14\n" +
@@ -5306,10 +6262,42 @@ const file_aval_proto_rawDesc = "" +
 	"\x06resync\x18\x05 \x01(\bR\x06resync\x12E\n" +
 	"\n" +
 	"attributes\x18\x06 \x03(\v2%.aval.wire.v1.Welcome.AttributesEntryR\n" +
-	"attributes\x1aS\n" +
+	"attributes\x12\x1c\n" +
+	"\tendpoints\x18\a \x01(\bR\tendpoints\x1aS\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12*\n" +
-	"\x05value\x18\x02 \x01(\v2\x14.aval.wire.v1.ValuesR\x05value:\x028\x01\"w\n" +
+	"\x05value\x18\x02 \x01(\v2\x14.aval.wire.v1.ValuesR\x05value:\x028\x01\"\xed\x02\n" +
+	"\bEndpoint\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\"\n" +
+	"\fregistration\x18\x02 \x01(\tR\fregistration\x12\x1b\n" +
+	"\tspiffe_id\x18\x03 \x01(\tR\bspiffeId\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04port\x18\x05 \x01(\rR\x04port\x12\x16\n" +
+	"\x06except\x18\x06 \x03(\rR\x06except\x12\x12\n" +
+	"\x04mode\x18\a \x01(\tR\x04mode\x12D\n" +
+	"\n" +
+	"port_modes\x18\b \x03(\v2%.aval.wire.v1.Endpoint.PortModesEntryR\tportModes\x12\x1a\n" +
+	"\bprotocol\x18\t \x01(\tR\bprotocol\x12\x12\n" +
+	"\x04alpn\x18\n" +
+	" \x03(\tR\x04alpn\x1a<\n" +
+	"\x0ePortModesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"l\n" +
+	"\vEndpointKey\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
+	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04port\x18\x04 \x01(\rR\x04port\"\x80\x01\n" +
+	"\x0eEndpointReport\x124\n" +
+	"\tendpoints\x18\x01 \x03(\v2\x16.aval.wire.v1.EndpointR\tendpoints\x12\x1a\n" +
+	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x1c\n" +
+	"\tsubscribe\x18\x03 \x01(\bR\tsubscribe\"\xc4\x01\n" +
+	"\rEndpointDelta\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x14\n" +
+	"\x05reset\x18\x02 \x01(\bR\x05reset\x12\x1a\n" +
+	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x120\n" +
+	"\aupserts\x18\x04 \x03(\v2\x16.aval.wire.v1.EndpointR\aupserts\x123\n" +
+	"\adeletes\x18\x05 \x03(\v2\x19.aval.wire.v1.EndpointKeyR\adeletes\"w\n" +
 	"\bSettings\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12%\n" +
 	"\x0eroot_namespace\x18\x02 \x01(\tR\rrootNamespace\x12!\n" +
@@ -5367,7 +6355,17 @@ const file_aval_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\aevicted\x18\x02 \x01(\bR\aevicted\x12\x1f\n" +
 	"\vretry_after\x18\x03 \x01(\x03R\n" +
-	"retryAfter\"H\n" +
+	"retryAfter\"`\n" +
+	"\fAnnouncement\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\x124\n" +
+	"\tendpoints\x18\x02 \x03(\v2\x16.aval.wire.v1.EndpointR\tendpoints\"\v\n" +
+	"\tAnnounced\".\n" +
+	"\x10EndpointsRequest\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\"{\n" +
+	"\vEndpointSet\x124\n" +
+	"\tendpoints\x18\x01 \x03(\v2\x16.aval.wire.v1.EndpointR\tendpoints\x12\x1a\n" +
+	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"H\n" +
 	"\fWatchRequest\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x1c\n" +
 	"\tevaluator\x18\x02 \x01(\rR\tevaluator\"\x98\x04\n" +
@@ -5429,7 +6427,18 @@ const file_aval_proto_rawDesc = "" +
 	"last_error\x18\v \x01(\tR\tlastError\x12!\n" +
 	"\fserver_clock\x18\f \x01(\x03R\vserverClock\x12\x18\n" +
 	"\aversion\x18\r \x01(\tR\aversion\x12\"\n" +
-	"\fcontradicted\x18\x0e \x03(\tR\fcontradicted\"E\n" +
+	"\fcontradicted\x18\x0e \x03(\tR\fcontradicted\"\x16\n" +
+	"\x14ListEndpointsRequest\"n\n" +
+	"\x15ListEndpointsResponse\x129\n" +
+	"\tendpoints\x18\x01 \x03(\v2\x1b.aval.wire.v1.EndpointStateR\tendpoints\x12\x1a\n" +
+	"\bsettling\x18\x02 \x01(\bR\bsettling\"\xc1\x01\n" +
+	"\rEndpointState\x122\n" +
+	"\bendpoint\x18\x01 \x01(\v2\x16.aval.wire.v1.EndpointR\bendpoint\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\x12\x1a\n" +
+	"\bevidence\x18\x05 \x01(\tR\bevidence\x12\x1c\n" +
+	"\tconnected\x18\x06 \x01(\bR\tconnected\"E\n" +
 	"\fApplyRequest\x12\x1c\n" +
 	"\tdocuments\x18\x01 \x03(\fR\tdocuments\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\x8c\x01\n" +
@@ -5521,7 +6530,7 @@ const file_aval_proto_rawDesc = "" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"\x15\n" +
-	"\x13ServerStatusRequest\"\x92\x05\n" +
+	"\x13ServerStatusRequest\"\xd9\x05\n" +
 	"\x14ServerStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12\x18\n" +
@@ -5541,7 +6550,9 @@ const file_aval_proto_rawDesc = "" +
 	"\fdefault_deny\x18\x0f \x01(\bR\vdefaultDeny\x12\x1c\n" +
 	"\tconflicts\x18\x10 \x03(\tR\tconflicts\x12\x16\n" +
 	"\x06uptime\x18\x11 \x01(\x03R\x06uptime\x12%\n" +
-	"\x0eroot_namespace\x18\x12 \x01(\tR\rrootNamespace\"\xbb\x01\n" +
+	"\x0eroot_namespace\x18\x12 \x01(\tR\rrootNamespace\x12'\n" +
+	"\x0fendpoint_faults\x18\x16 \x03(\tR\x0eendpointFaults\x12\x1c\n" +
+	"\tendpoints\x18\x17 \x01(\rR\tendpoints\"\xbb\x01\n" +
 	"\x0eAuthorityState\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x16\n" +
@@ -5619,7 +6630,7 @@ const file_aval_proto_rawDesc = "" +
 	"\x05count\x18\v \x01(\x04R\x05count\x12\x18\n" +
 	"\aunnamed\x18\f \x01(\bR\aunnamed\x12\x1c\n" +
 	"\texception\x18\r \x01(\tR\texception\"\x14\n" +
-	"\x12ProxyStatusRequest\"\xdc\x04\n" +
+	"\x12ProxyStatusRequest\"\xd1\x05\n" +
 	"\x13ProxyStatusResponse\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x1b\n" +
@@ -5645,7 +6656,24 @@ const file_aval_proto_rawDesc = "" +
 	"max_memory\x18\x10 \x01(\x04R\tmaxMemory\x12'\n" +
 	"\x0frecords_waiting\x18\x11 \x01(\x04R\x0erecordsWaiting\x129\n" +
 	"\tlisteners\x18\x12 \x03(\v2\x1b.aval.wire.v1.ProxyListenerR\tlisteners\x12\x10\n" +
-	"\x03pid\x18\x13 \x01(\x03R\x03pid\"\xf5\x01\n" +
+	"\x03pid\x18\x13 \x01(\x03R\x03pid\x127\n" +
+	"\bregistry\x18\x14 \x01(\v2\x1b.aval.wire.v1.ProxyRegistryR\bregistry\x12:\n" +
+	"\bresolved\x18\x15 \x03(\v2\x1e.aval.wire.v1.ProxyDestinationR\bresolved\"\xab\x01\n" +
+	"\rProxyRegistry\x124\n" +
+	"\tannounced\x18\x01 \x03(\v2\x16.aval.wire.v1.EndpointR\tannounced\x12\x16\n" +
+	"\x06wanted\x18\x02 \x01(\bR\x06wanted\x12\x12\n" +
+	"\x04held\x18\x03 \x01(\bR\x04held\x12\x1c\n" +
+	"\tendpoints\x18\x04 \x01(\rR\tendpoints\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\"\xa8\x01\n" +
+	"\x10ProxyDestination\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06origin\x18\x02 \x01(\tR\x06origin\x12\x1e\n" +
+	"\n" +
+	"identities\x18\x03 \x03(\tR\n" +
+	"identities\x12\x18\n" +
+	"\arefused\x18\x04 \x01(\bR\arefused\x12\x14\n" +
+	"\x05count\x18\x05 \x01(\x04R\x05count\x12\x12\n" +
+	"\x04last\x18\x06 \x01(\x03R\x04last\"\xf5\x01\n" +
 	"\rProxyListener\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tdirection\x18\x02 \x01(\tR\tdirection\x12\x18\n" +
@@ -5688,13 +6716,15 @@ const file_aval_proto_rawDesc = "" +
 	"\x04Node\x12C\n" +
 	"\x06Attest\x12\x1b.aval.wire.v1.AttestRequest\x1a\x1c.aval.wire.v1.AttestResponse\x12@\n" +
 	"\x05Renew\x12\x1a.aval.wire.v1.RenewRequest\x1a\x1b.aval.wire.v1.RenewResponse\x12>\n" +
-	"\x04Sync\x12\x17.aval.wire.v1.NodeFrame\x1a\x19.aval.wire.v1.ServerFrame(\x010\x012\x89\x01\n" +
+	"\x04Sync\x12\x17.aval.wire.v1.NodeFrame\x1a\x19.aval.wire.v1.ServerFrame(\x010\x012\x96\x02\n" +
 	"\x05Proxy\x12=\n" +
 	"\x05Watch\x12\x1a.aval.wire.v1.WatchRequest\x1a\x16.aval.wire.v1.Snapshot0\x01\x12A\n" +
-	"\x06Report\x12\x19.aval.wire.v1.RecordBatch\x1a\x18.aval.wire.v1.RecordsAck(\x010\x012\x94\x01\n" +
+	"\x06Report\x12\x19.aval.wire.v1.RecordBatch\x1a\x18.aval.wire.v1.RecordsAck(\x010\x01\x12A\n" +
+	"\bAnnounce\x12\x1a.aval.wire.v1.Announcement\x1a\x17.aval.wire.v1.Announced0\x01\x12H\n" +
+	"\tEndpoints\x12\x1e.aval.wire.v1.EndpointsRequest\x1a\x19.aval.wire.v1.EndpointSet0\x012\x94\x01\n" +
 	"\x05Local\x12F\n" +
 	"\aExplain\x12\x1c.aval.wire.v1.ExplainRequest\x1a\x1d.aval.wire.v1.ExplainResponse\x12C\n" +
-	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\xfc\x05\n" +
+	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\xd6\x06\n" +
 	"\x05Admin\x12@\n" +
 	"\x05Apply\x12\x1a.aval.wire.v1.ApplyRequest\x1a\x1b.aval.wire.v1.ApplyResponse\x12:\n" +
 	"\x03Get\x12\x18.aval.wire.v1.GetRequest\x1a\x19.aval.wire.v1.GetResponse\x12C\n" +
@@ -5705,7 +6735,8 @@ const file_aval_proto_rawDesc = "" +
 	"\aEntries\x12\x1c.aval.wire.v1.EntriesRequest\x1a\x1d.aval.wire.v1.EntriesResponse0\x01\x12E\n" +
 	"\x06Backup\x12\x1b.aval.wire.v1.BackupRequest\x1a\x1c.aval.wire.v1.BackupResponse0\x01\x12U\n" +
 	"\fServerStatus\x12!.aval.wire.v1.ServerStatusRequest\x1a\".aval.wire.v1.ServerStatusResponse\x12X\n" +
-	"\rExplainStrict\x12\".aval.wire.v1.ExplainStrictRequest\x1a#.aval.wire.v1.ExplainStrictResponse2\xfa\x01\n" +
+	"\rExplainStrict\x12\".aval.wire.v1.ExplainStrictRequest\x1a#.aval.wire.v1.ExplainStrictResponse\x12X\n" +
+	"\rListEndpoints\x12\".aval.wire.v1.ListEndpointsRequest\x1a#.aval.wire.v1.ListEndpointsResponse2\xfa\x01\n" +
 	"\n" +
 	"ProxyAdmin\x12R\n" +
 	"\vProxyStatus\x12 .aval.wire.v1.ProxyStatusRequest\x1a!.aval.wire.v1.ProxyStatusResponse\x12T\n" +
@@ -5724,7 +6755,7 @@ func file_aval_proto_rawDescGZIP() []byte {
 	return file_aval_proto_rawDescData
 }
 
-var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
+var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 91)
 var file_aval_proto_goTypes = []any{
 	(*Position)(nil),              // 0: aval.wire.v1.Position
 	(*AttestRequest)(nil),         // 1: aval.wire.v1.AttestRequest
@@ -5740,179 +6771,212 @@ var file_aval_proto_goTypes = []any{
 	(*RecordBatch)(nil),           // 11: aval.wire.v1.RecordBatch
 	(*ServerFrame)(nil),           // 12: aval.wire.v1.ServerFrame
 	(*Welcome)(nil),               // 13: aval.wire.v1.Welcome
-	(*Settings)(nil),              // 14: aval.wire.v1.Settings
-	(*Delta)(nil),                 // 15: aval.wire.v1.Delta
-	(*Resource)(nil),              // 16: aval.wire.v1.Resource
-	(*ResourceKey)(nil),           // 17: aval.wire.v1.ResourceKey
-	(*Bundle)(nil),                // 18: aval.wire.v1.Bundle
-	(*IssueResults)(nil),          // 19: aval.wire.v1.IssueResults
-	(*IssueResult)(nil),           // 20: aval.wire.v1.IssueResult
-	(*Receipt)(nil),               // 21: aval.wire.v1.Receipt
-	(*RecordsAck)(nil),            // 22: aval.wire.v1.RecordsAck
-	(*Checkpoints)(nil),           // 23: aval.wire.v1.Checkpoints
-	(*Checkpoint)(nil),            // 24: aval.wire.v1.Checkpoint
-	(*Goodbye)(nil),               // 25: aval.wire.v1.Goodbye
-	(*WatchRequest)(nil),          // 26: aval.wire.v1.WatchRequest
-	(*Snapshot)(nil),              // 27: aval.wire.v1.Snapshot
-	(*ExplainRequest)(nil),        // 28: aval.wire.v1.ExplainRequest
-	(*ExplainResponse)(nil),       // 29: aval.wire.v1.ExplainResponse
-	(*ExplainedRegistration)(nil), // 30: aval.wire.v1.ExplainedRegistration
-	(*StatusRequest)(nil),         // 31: aval.wire.v1.StatusRequest
-	(*StatusResponse)(nil),        // 32: aval.wire.v1.StatusResponse
-	(*ApplyRequest)(nil),          // 33: aval.wire.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 34: aval.wire.v1.ApplyResponse
-	(*Change)(nil),                // 35: aval.wire.v1.Change
-	(*GetRequest)(nil),            // 36: aval.wire.v1.GetRequest
-	(*GetResponse)(nil),           // 37: aval.wire.v1.GetResponse
-	(*DeleteRequest)(nil),         // 38: aval.wire.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 39: aval.wire.v1.DeleteResponse
-	(*CreateTokenRequest)(nil),    // 40: aval.wire.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 41: aval.wire.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),      // 42: aval.wire.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 43: aval.wire.v1.ListNodesResponse
-	(*NodeState)(nil),             // 44: aval.wire.v1.NodeState
-	(*LiveSVID)(nil),              // 45: aval.wire.v1.LiveSVID
-	(*EvictNodeRequest)(nil),      // 46: aval.wire.v1.EvictNodeRequest
-	(*EvictNodeResponse)(nil),     // 47: aval.wire.v1.EvictNodeResponse
-	(*EntriesRequest)(nil),        // 48: aval.wire.v1.EntriesRequest
-	(*EntriesResponse)(nil),       // 49: aval.wire.v1.EntriesResponse
-	(*BackupRequest)(nil),         // 50: aval.wire.v1.BackupRequest
-	(*BackupResponse)(nil),        // 51: aval.wire.v1.BackupResponse
-	(*ServerStatusRequest)(nil),   // 52: aval.wire.v1.ServerStatusRequest
-	(*ServerStatusResponse)(nil),  // 53: aval.wire.v1.ServerStatusResponse
-	(*AuthorityState)(nil),        // 54: aval.wire.v1.AuthorityState
-	(*LogState)(nil),              // 55: aval.wire.v1.LogState
-	(*ExplainStrictRequest)(nil),  // 56: aval.wire.v1.ExplainStrictRequest
-	(*ExplainStrictResponse)(nil), // 57: aval.wire.v1.ExplainStrictResponse
-	(*StrictWorkload)(nil),        // 58: aval.wire.v1.StrictWorkload
-	(*StrictException)(nil),       // 59: aval.wire.v1.StrictException
-	(*StrictPort)(nil),            // 60: aval.wire.v1.StrictPort
-	(*StrictClient)(nil),          // 61: aval.wire.v1.StrictClient
-	(*ProxyStatusRequest)(nil),    // 62: aval.wire.v1.ProxyStatusRequest
-	(*ProxyStatusResponse)(nil),   // 63: aval.wire.v1.ProxyStatusResponse
-	(*ProxyListener)(nil),         // 64: aval.wire.v1.ProxyListener
-	(*ConnectionsRequest)(nil),    // 65: aval.wire.v1.ConnectionsRequest
-	(*ConnectionsResponse)(nil),   // 66: aval.wire.v1.ConnectionsResponse
-	(*ProxyConnection)(nil),       // 67: aval.wire.v1.ProxyConnection
-	(*DrainRequest)(nil),          // 68: aval.wire.v1.DrainRequest
-	(*DrainResponse)(nil),         // 69: aval.wire.v1.DrainResponse
-	nil,                           // 70: aval.wire.v1.AttestResponse.AttributesEntry
-	nil,                           // 71: aval.wire.v1.Welcome.AttributesEntry
-	nil,                           // 72: aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	nil,                           // 73: aval.wire.v1.ExplainResponse.SelectorsEntry
-	nil,                           // 74: aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	nil,                           // 75: aval.wire.v1.CreateTokenRequest.AttributesEntry
-	nil,                           // 76: aval.wire.v1.NodeState.AttributesEntry
+	(*Endpoint)(nil),              // 14: aval.wire.v1.Endpoint
+	(*EndpointKey)(nil),           // 15: aval.wire.v1.EndpointKey
+	(*EndpointReport)(nil),        // 16: aval.wire.v1.EndpointReport
+	(*EndpointDelta)(nil),         // 17: aval.wire.v1.EndpointDelta
+	(*Settings)(nil),              // 18: aval.wire.v1.Settings
+	(*Delta)(nil),                 // 19: aval.wire.v1.Delta
+	(*Resource)(nil),              // 20: aval.wire.v1.Resource
+	(*ResourceKey)(nil),           // 21: aval.wire.v1.ResourceKey
+	(*Bundle)(nil),                // 22: aval.wire.v1.Bundle
+	(*IssueResults)(nil),          // 23: aval.wire.v1.IssueResults
+	(*IssueResult)(nil),           // 24: aval.wire.v1.IssueResult
+	(*Receipt)(nil),               // 25: aval.wire.v1.Receipt
+	(*RecordsAck)(nil),            // 26: aval.wire.v1.RecordsAck
+	(*Checkpoints)(nil),           // 27: aval.wire.v1.Checkpoints
+	(*Checkpoint)(nil),            // 28: aval.wire.v1.Checkpoint
+	(*Goodbye)(nil),               // 29: aval.wire.v1.Goodbye
+	(*Announcement)(nil),          // 30: aval.wire.v1.Announcement
+	(*Announced)(nil),             // 31: aval.wire.v1.Announced
+	(*EndpointsRequest)(nil),      // 32: aval.wire.v1.EndpointsRequest
+	(*EndpointSet)(nil),           // 33: aval.wire.v1.EndpointSet
+	(*WatchRequest)(nil),          // 34: aval.wire.v1.WatchRequest
+	(*Snapshot)(nil),              // 35: aval.wire.v1.Snapshot
+	(*ExplainRequest)(nil),        // 36: aval.wire.v1.ExplainRequest
+	(*ExplainResponse)(nil),       // 37: aval.wire.v1.ExplainResponse
+	(*ExplainedRegistration)(nil), // 38: aval.wire.v1.ExplainedRegistration
+	(*StatusRequest)(nil),         // 39: aval.wire.v1.StatusRequest
+	(*StatusResponse)(nil),        // 40: aval.wire.v1.StatusResponse
+	(*ListEndpointsRequest)(nil),  // 41: aval.wire.v1.ListEndpointsRequest
+	(*ListEndpointsResponse)(nil), // 42: aval.wire.v1.ListEndpointsResponse
+	(*EndpointState)(nil),         // 43: aval.wire.v1.EndpointState
+	(*ApplyRequest)(nil),          // 44: aval.wire.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 45: aval.wire.v1.ApplyResponse
+	(*Change)(nil),                // 46: aval.wire.v1.Change
+	(*GetRequest)(nil),            // 47: aval.wire.v1.GetRequest
+	(*GetResponse)(nil),           // 48: aval.wire.v1.GetResponse
+	(*DeleteRequest)(nil),         // 49: aval.wire.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 50: aval.wire.v1.DeleteResponse
+	(*CreateTokenRequest)(nil),    // 51: aval.wire.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 52: aval.wire.v1.CreateTokenResponse
+	(*ListNodesRequest)(nil),      // 53: aval.wire.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 54: aval.wire.v1.ListNodesResponse
+	(*NodeState)(nil),             // 55: aval.wire.v1.NodeState
+	(*LiveSVID)(nil),              // 56: aval.wire.v1.LiveSVID
+	(*EvictNodeRequest)(nil),      // 57: aval.wire.v1.EvictNodeRequest
+	(*EvictNodeResponse)(nil),     // 58: aval.wire.v1.EvictNodeResponse
+	(*EntriesRequest)(nil),        // 59: aval.wire.v1.EntriesRequest
+	(*EntriesResponse)(nil),       // 60: aval.wire.v1.EntriesResponse
+	(*BackupRequest)(nil),         // 61: aval.wire.v1.BackupRequest
+	(*BackupResponse)(nil),        // 62: aval.wire.v1.BackupResponse
+	(*ServerStatusRequest)(nil),   // 63: aval.wire.v1.ServerStatusRequest
+	(*ServerStatusResponse)(nil),  // 64: aval.wire.v1.ServerStatusResponse
+	(*AuthorityState)(nil),        // 65: aval.wire.v1.AuthorityState
+	(*LogState)(nil),              // 66: aval.wire.v1.LogState
+	(*ExplainStrictRequest)(nil),  // 67: aval.wire.v1.ExplainStrictRequest
+	(*ExplainStrictResponse)(nil), // 68: aval.wire.v1.ExplainStrictResponse
+	(*StrictWorkload)(nil),        // 69: aval.wire.v1.StrictWorkload
+	(*StrictException)(nil),       // 70: aval.wire.v1.StrictException
+	(*StrictPort)(nil),            // 71: aval.wire.v1.StrictPort
+	(*StrictClient)(nil),          // 72: aval.wire.v1.StrictClient
+	(*ProxyStatusRequest)(nil),    // 73: aval.wire.v1.ProxyStatusRequest
+	(*ProxyStatusResponse)(nil),   // 74: aval.wire.v1.ProxyStatusResponse
+	(*ProxyRegistry)(nil),         // 75: aval.wire.v1.ProxyRegistry
+	(*ProxyDestination)(nil),      // 76: aval.wire.v1.ProxyDestination
+	(*ProxyListener)(nil),         // 77: aval.wire.v1.ProxyListener
+	(*ConnectionsRequest)(nil),    // 78: aval.wire.v1.ConnectionsRequest
+	(*ConnectionsResponse)(nil),   // 79: aval.wire.v1.ConnectionsResponse
+	(*ProxyConnection)(nil),       // 80: aval.wire.v1.ProxyConnection
+	(*DrainRequest)(nil),          // 81: aval.wire.v1.DrainRequest
+	(*DrainResponse)(nil),         // 82: aval.wire.v1.DrainResponse
+	nil,                           // 83: aval.wire.v1.AttestResponse.AttributesEntry
+	nil,                           // 84: aval.wire.v1.Welcome.AttributesEntry
+	nil,                           // 85: aval.wire.v1.Endpoint.PortModesEntry
+	nil,                           // 86: aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	nil,                           // 87: aval.wire.v1.ExplainResponse.SelectorsEntry
+	nil,                           // 88: aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	nil,                           // 89: aval.wire.v1.CreateTokenRequest.AttributesEntry
+	nil,                           // 90: aval.wire.v1.NodeState.AttributesEntry
 }
 var file_aval_proto_depIdxs = []int32{
-	18, // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
-	70, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
+	22, // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
+	83, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
 	7,  // 2: aval.wire.v1.NodeFrame.hello:type_name -> aval.wire.v1.Hello
 	8,  // 3: aval.wire.v1.NodeFrame.ack:type_name -> aval.wire.v1.Ack
 	9,  // 4: aval.wire.v1.NodeFrame.issue:type_name -> aval.wire.v1.IssueBatch
 	11, // 5: aval.wire.v1.NodeFrame.records:type_name -> aval.wire.v1.RecordBatch
-	0,  // 6: aval.wire.v1.Hello.held:type_name -> aval.wire.v1.Position
-	0,  // 7: aval.wire.v1.Ack.position:type_name -> aval.wire.v1.Position
-	10, // 8: aval.wire.v1.IssueBatch.requests:type_name -> aval.wire.v1.IssueRequest
-	13, // 9: aval.wire.v1.ServerFrame.welcome:type_name -> aval.wire.v1.Welcome
-	15, // 10: aval.wire.v1.ServerFrame.delta:type_name -> aval.wire.v1.Delta
-	19, // 11: aval.wire.v1.ServerFrame.issued:type_name -> aval.wire.v1.IssueResults
-	22, // 12: aval.wire.v1.ServerFrame.records_ack:type_name -> aval.wire.v1.RecordsAck
-	23, // 13: aval.wire.v1.ServerFrame.checkpoints:type_name -> aval.wire.v1.Checkpoints
-	25, // 14: aval.wire.v1.ServerFrame.goodbye:type_name -> aval.wire.v1.Goodbye
-	14, // 15: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
-	0,  // 16: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
-	71, // 17: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
-	0,  // 18: aval.wire.v1.Delta.position:type_name -> aval.wire.v1.Position
-	16, // 19: aval.wire.v1.Delta.upserts:type_name -> aval.wire.v1.Resource
-	17, // 20: aval.wire.v1.Delta.deletes:type_name -> aval.wire.v1.ResourceKey
-	18, // 21: aval.wire.v1.Delta.bundles:type_name -> aval.wire.v1.Bundle
-	17, // 22: aval.wire.v1.Resource.key:type_name -> aval.wire.v1.ResourceKey
-	20, // 23: aval.wire.v1.IssueResults.results:type_name -> aval.wire.v1.IssueResult
-	21, // 24: aval.wire.v1.IssueResult.receipt:type_name -> aval.wire.v1.Receipt
-	24, // 25: aval.wire.v1.Checkpoints.checkpoints:type_name -> aval.wire.v1.Checkpoint
-	0,  // 26: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
-	14, // 27: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
-	18, // 28: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
-	72, // 29: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	16, // 30: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
-	73, // 31: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
-	30, // 32: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
-	74, // 33: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	0,  // 34: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
-	35, // 35: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
-	0,  // 36: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
-	17, // 37: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
-	0,  // 38: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
-	17, // 39: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
-	35, // 40: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
-	0,  // 41: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
-	75, // 42: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
-	44, // 43: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
-	76, // 44: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
-	0,  // 45: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
-	45, // 46: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
-	44, // 47: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
-	0,  // 48: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
-	54, // 49: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
-	55, // 50: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
-	58, // 51: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
-	60, // 52: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
-	59, // 53: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
-	61, // 54: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
-	64, // 55: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
-	67, // 56: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
-	3,  // 57: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 58: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 59: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 60: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 61: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 62: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	1,  // 63: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
-	4,  // 64: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
-	6,  // 65: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
-	26, // 66: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
-	11, // 67: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
-	28, // 68: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
-	31, // 69: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
-	33, // 70: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
-	36, // 71: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
-	38, // 72: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
-	40, // 73: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
-	42, // 74: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
-	46, // 75: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
-	48, // 76: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
-	50, // 77: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
-	52, // 78: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
-	56, // 79: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
-	62, // 80: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
-	65, // 81: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
-	68, // 82: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
-	2,  // 83: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
-	5,  // 84: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
-	12, // 85: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
-	27, // 86: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
-	22, // 87: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
-	29, // 88: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
-	32, // 89: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
-	34, // 90: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
-	37, // 91: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
-	39, // 92: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
-	41, // 93: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
-	43, // 94: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
-	47, // 95: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
-	49, // 96: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
-	51, // 97: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
-	53, // 98: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
-	57, // 99: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
-	63, // 100: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
-	66, // 101: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
-	69, // 102: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
-	83, // [83:103] is the sub-list for method output_type
-	63, // [63:83] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	16, // 6: aval.wire.v1.NodeFrame.endpoints:type_name -> aval.wire.v1.EndpointReport
+	0,  // 7: aval.wire.v1.Hello.held:type_name -> aval.wire.v1.Position
+	0,  // 8: aval.wire.v1.Ack.position:type_name -> aval.wire.v1.Position
+	10, // 9: aval.wire.v1.IssueBatch.requests:type_name -> aval.wire.v1.IssueRequest
+	13, // 10: aval.wire.v1.ServerFrame.welcome:type_name -> aval.wire.v1.Welcome
+	19, // 11: aval.wire.v1.ServerFrame.delta:type_name -> aval.wire.v1.Delta
+	23, // 12: aval.wire.v1.ServerFrame.issued:type_name -> aval.wire.v1.IssueResults
+	26, // 13: aval.wire.v1.ServerFrame.records_ack:type_name -> aval.wire.v1.RecordsAck
+	27, // 14: aval.wire.v1.ServerFrame.checkpoints:type_name -> aval.wire.v1.Checkpoints
+	29, // 15: aval.wire.v1.ServerFrame.goodbye:type_name -> aval.wire.v1.Goodbye
+	17, // 16: aval.wire.v1.ServerFrame.endpoints:type_name -> aval.wire.v1.EndpointDelta
+	18, // 17: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
+	0,  // 18: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
+	84, // 19: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
+	85, // 20: aval.wire.v1.Endpoint.port_modes:type_name -> aval.wire.v1.Endpoint.PortModesEntry
+	14, // 21: aval.wire.v1.EndpointReport.endpoints:type_name -> aval.wire.v1.Endpoint
+	14, // 22: aval.wire.v1.EndpointDelta.upserts:type_name -> aval.wire.v1.Endpoint
+	15, // 23: aval.wire.v1.EndpointDelta.deletes:type_name -> aval.wire.v1.EndpointKey
+	0,  // 24: aval.wire.v1.Delta.position:type_name -> aval.wire.v1.Position
+	20, // 25: aval.wire.v1.Delta.upserts:type_name -> aval.wire.v1.Resource
+	21, // 26: aval.wire.v1.Delta.deletes:type_name -> aval.wire.v1.ResourceKey
+	22, // 27: aval.wire.v1.Delta.bundles:type_name -> aval.wire.v1.Bundle
+	21, // 28: aval.wire.v1.Resource.key:type_name -> aval.wire.v1.ResourceKey
+	24, // 29: aval.wire.v1.IssueResults.results:type_name -> aval.wire.v1.IssueResult
+	25, // 30: aval.wire.v1.IssueResult.receipt:type_name -> aval.wire.v1.Receipt
+	28, // 31: aval.wire.v1.Checkpoints.checkpoints:type_name -> aval.wire.v1.Checkpoint
+	14, // 32: aval.wire.v1.Announcement.endpoints:type_name -> aval.wire.v1.Endpoint
+	14, // 33: aval.wire.v1.EndpointSet.endpoints:type_name -> aval.wire.v1.Endpoint
+	0,  // 34: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
+	18, // 35: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
+	22, // 36: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
+	86, // 37: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	20, // 38: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
+	87, // 39: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
+	38, // 40: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
+	88, // 41: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	0,  // 42: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
+	43, // 43: aval.wire.v1.ListEndpointsResponse.endpoints:type_name -> aval.wire.v1.EndpointState
+	14, // 44: aval.wire.v1.EndpointState.endpoint:type_name -> aval.wire.v1.Endpoint
+	46, // 45: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
+	0,  // 46: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
+	21, // 47: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
+	0,  // 48: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
+	21, // 49: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
+	46, // 50: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
+	0,  // 51: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
+	89, // 52: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
+	55, // 53: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
+	90, // 54: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
+	0,  // 55: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
+	56, // 56: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
+	55, // 57: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
+	0,  // 58: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
+	65, // 59: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
+	66, // 60: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
+	69, // 61: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
+	71, // 62: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
+	70, // 63: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
+	72, // 64: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
+	77, // 65: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
+	75, // 66: aval.wire.v1.ProxyStatusResponse.registry:type_name -> aval.wire.v1.ProxyRegistry
+	76, // 67: aval.wire.v1.ProxyStatusResponse.resolved:type_name -> aval.wire.v1.ProxyDestination
+	14, // 68: aval.wire.v1.ProxyRegistry.announced:type_name -> aval.wire.v1.Endpoint
+	80, // 69: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
+	3,  // 70: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 71: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 72: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 73: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 74: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 75: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	1,  // 76: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
+	4,  // 77: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
+	6,  // 78: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
+	34, // 79: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
+	11, // 80: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
+	30, // 81: aval.wire.v1.Proxy.Announce:input_type -> aval.wire.v1.Announcement
+	32, // 82: aval.wire.v1.Proxy.Endpoints:input_type -> aval.wire.v1.EndpointsRequest
+	36, // 83: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
+	39, // 84: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
+	44, // 85: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
+	47, // 86: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
+	49, // 87: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
+	51, // 88: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
+	53, // 89: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
+	57, // 90: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
+	59, // 91: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
+	61, // 92: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
+	63, // 93: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
+	67, // 94: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
+	41, // 95: aval.wire.v1.Admin.ListEndpoints:input_type -> aval.wire.v1.ListEndpointsRequest
+	73, // 96: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
+	78, // 97: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
+	81, // 98: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
+	2,  // 99: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
+	5,  // 100: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
+	12, // 101: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
+	35, // 102: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
+	26, // 103: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
+	31, // 104: aval.wire.v1.Proxy.Announce:output_type -> aval.wire.v1.Announced
+	33, // 105: aval.wire.v1.Proxy.Endpoints:output_type -> aval.wire.v1.EndpointSet
+	37, // 106: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
+	40, // 107: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
+	45, // 108: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
+	48, // 109: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
+	50, // 110: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
+	52, // 111: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
+	54, // 112: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
+	58, // 113: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
+	60, // 114: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
+	62, // 115: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
+	64, // 116: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
+	68, // 117: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
+	42, // 118: aval.wire.v1.Admin.ListEndpoints:output_type -> aval.wire.v1.ListEndpointsResponse
+	74, // 119: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
+	79, // 120: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
+	82, // 121: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
+	99, // [99:122] is the sub-list for method output_type
+	76, // [76:99] is the sub-list for method input_type
+	76, // [76:76] is the sub-list for extension type_name
+	76, // [76:76] is the sub-list for extension extendee
+	0,  // [0:76] is the sub-list for field type_name
 }
 
 func init() { file_aval_proto_init() }
@@ -5925,6 +6989,7 @@ func file_aval_proto_init() {
 		(*NodeFrame_Ack)(nil),
 		(*NodeFrame_Issue)(nil),
 		(*NodeFrame_Records)(nil),
+		(*NodeFrame_Endpoints)(nil),
 	}
 	file_aval_proto_msgTypes[12].OneofWrappers = []any{
 		(*ServerFrame_Welcome)(nil),
@@ -5933,6 +6998,7 @@ func file_aval_proto_init() {
 		(*ServerFrame_RecordsAck)(nil),
 		(*ServerFrame_Checkpoints)(nil),
 		(*ServerFrame_Goodbye)(nil),
+		(*ServerFrame_Endpoints)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -5940,7 +7006,7 @@ func file_aval_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aval_proto_rawDesc), len(file_aval_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   77,
+			NumMessages:   91,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -207,8 +207,10 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Proxy_Watch_FullMethodName  = "/aval.wire.v1.Proxy/Watch"
-	Proxy_Report_FullMethodName = "/aval.wire.v1.Proxy/Report"
+	Proxy_Watch_FullMethodName     = "/aval.wire.v1.Proxy/Watch"
+	Proxy_Report_FullMethodName    = "/aval.wire.v1.Proxy/Report"
+	Proxy_Announce_FullMethodName  = "/aval.wire.v1.Proxy/Announce"
+	Proxy_Endpoints_FullMethodName = "/aval.wire.v1.Proxy/Endpoints"
 )
 
 // ProxyClient is the client API for Proxy service.
@@ -220,6 +222,11 @@ const (
 type ProxyClient interface {
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Snapshot], error)
 	Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RecordBatch, RecordsAck], error)
+	// Announce says where the caller takes connections for one of its
+	// identities. It holds as long as the call lasts.
+	Announce(ctx context.Context, in *Announcement, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Announced], error)
+	// Endpoints streams the registry, whole each time.
+	Endpoints(ctx context.Context, in *EndpointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EndpointSet], error)
 }
 
 type proxyClient struct {
@@ -262,6 +269,44 @@ func (c *proxyClient) Report(ctx context.Context, opts ...grpc.CallOption) (grpc
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Proxy_ReportClient = grpc.BidiStreamingClient[RecordBatch, RecordsAck]
 
+func (c *proxyClient) Announce(ctx context.Context, in *Announcement, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Announced], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Proxy_ServiceDesc.Streams[2], Proxy_Announce_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[Announcement, Announced]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Proxy_AnnounceClient = grpc.ServerStreamingClient[Announced]
+
+func (c *proxyClient) Endpoints(ctx context.Context, in *EndpointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EndpointSet], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Proxy_ServiceDesc.Streams[3], Proxy_Endpoints_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[EndpointsRequest, EndpointSet]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Proxy_EndpointsClient = grpc.ServerStreamingClient[EndpointSet]
+
 // ProxyServer is the server API for Proxy service.
 // All implementations must embed UnimplementedProxyServer
 // for forward compatibility.
@@ -271,6 +316,11 @@ type Proxy_ReportClient = grpc.BidiStreamingClient[RecordBatch, RecordsAck]
 type ProxyServer interface {
 	Watch(*WatchRequest, grpc.ServerStreamingServer[Snapshot]) error
 	Report(grpc.BidiStreamingServer[RecordBatch, RecordsAck]) error
+	// Announce says where the caller takes connections for one of its
+	// identities. It holds as long as the call lasts.
+	Announce(*Announcement, grpc.ServerStreamingServer[Announced]) error
+	// Endpoints streams the registry, whole each time.
+	Endpoints(*EndpointsRequest, grpc.ServerStreamingServer[EndpointSet]) error
 	mustEmbedUnimplementedProxyServer()
 }
 
@@ -286,6 +336,12 @@ func (UnimplementedProxyServer) Watch(*WatchRequest, grpc.ServerStreamingServer[
 }
 func (UnimplementedProxyServer) Report(grpc.BidiStreamingServer[RecordBatch, RecordsAck]) error {
 	return status.Error(codes.Unimplemented, "method Report not implemented")
+}
+func (UnimplementedProxyServer) Announce(*Announcement, grpc.ServerStreamingServer[Announced]) error {
+	return status.Error(codes.Unimplemented, "method Announce not implemented")
+}
+func (UnimplementedProxyServer) Endpoints(*EndpointsRequest, grpc.ServerStreamingServer[EndpointSet]) error {
+	return status.Error(codes.Unimplemented, "method Endpoints not implemented")
 }
 func (UnimplementedProxyServer) mustEmbedUnimplementedProxyServer() {}
 func (UnimplementedProxyServer) testEmbeddedByValue()               {}
@@ -326,6 +382,28 @@ func _Proxy_Report_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Proxy_ReportServer = grpc.BidiStreamingServer[RecordBatch, RecordsAck]
 
+func _Proxy_Announce_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(Announcement)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ProxyServer).Announce(m, &grpc.GenericServerStream[Announcement, Announced]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Proxy_AnnounceServer = grpc.ServerStreamingServer[Announced]
+
+func _Proxy_Endpoints_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(EndpointsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ProxyServer).Endpoints(m, &grpc.GenericServerStream[EndpointsRequest, EndpointSet]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Proxy_EndpointsServer = grpc.ServerStreamingServer[EndpointSet]
+
 // Proxy_ServiceDesc is the grpc.ServiceDesc for Proxy service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -344,6 +422,16 @@ var Proxy_ServiceDesc = grpc.ServiceDesc{
 			Handler:       _Proxy_Report_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "Announce",
+			Handler:       _Proxy_Announce_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Endpoints",
+			Handler:       _Proxy_Endpoints_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "aval.proto",
@@ -504,6 +592,7 @@ const (
 	Admin_Backup_FullMethodName        = "/aval.wire.v1.Admin/Backup"
 	Admin_ServerStatus_FullMethodName  = "/aval.wire.v1.Admin/ServerStatus"
 	Admin_ExplainStrict_FullMethodName = "/aval.wire.v1.Admin/ExplainStrict"
+	Admin_ListEndpoints_FullMethodName = "/aval.wire.v1.Admin/ListEndpoints"
 )
 
 // AdminClient is the client API for Admin service.
@@ -524,6 +613,8 @@ type AdminClient interface {
 	// ExplainStrict says whether workloads can take mTLS alone, on the evidence
 	// of their recorded connections.
 	ExplainStrict(ctx context.Context, in *ExplainStrictRequest, opts ...grpc.CallOption) (*ExplainStrictResponse, error)
+	// ListEndpoints shows the registry of endpoints, with what was refused.
+	ListEndpoints(ctx context.Context, in *ListEndpointsRequest, opts ...grpc.CallOption) (*ListEndpointsResponse, error)
 }
 
 type adminClient struct {
@@ -652,6 +743,16 @@ func (c *adminClient) ExplainStrict(ctx context.Context, in *ExplainStrictReques
 	return out, nil
 }
 
+func (c *adminClient) ListEndpoints(ctx context.Context, in *ListEndpointsRequest, opts ...grpc.CallOption) (*ListEndpointsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListEndpointsResponse)
+	err := c.cc.Invoke(ctx, Admin_ListEndpoints_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -670,6 +771,8 @@ type AdminServer interface {
 	// ExplainStrict says whether workloads can take mTLS alone, on the evidence
 	// of their recorded connections.
 	ExplainStrict(context.Context, *ExplainStrictRequest) (*ExplainStrictResponse, error)
+	// ListEndpoints shows the registry of endpoints, with what was refused.
+	ListEndpoints(context.Context, *ListEndpointsRequest) (*ListEndpointsResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -709,6 +812,9 @@ func (UnimplementedAdminServer) ServerStatus(context.Context, *ServerStatusReque
 }
 func (UnimplementedAdminServer) ExplainStrict(context.Context, *ExplainStrictRequest) (*ExplainStrictResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ExplainStrict not implemented")
+}
+func (UnimplementedAdminServer) ListEndpoints(context.Context, *ListEndpointsRequest) (*ListEndpointsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListEndpoints not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -897,6 +1003,24 @@ func _Admin_ExplainStrict_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_ListEndpoints_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListEndpointsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ListEndpoints(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ListEndpoints_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ListEndpoints(ctx, req.(*ListEndpointsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -935,6 +1059,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ExplainStrict",
 			Handler:    _Admin_ExplainStrict_Handler,
+		},
+		{
+			MethodName: "ListEndpoints",
+			Handler:    _Admin_ListEndpoints_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
