@@ -93,7 +93,7 @@ func New(cfg Config) (*Proxy, error) {
 		p.dialled.from = make(map[netip.AddrPort]struct{})
 	}
 	p.metrics = newMetrics(p)
-	p.reporter = newReporter(cfg.Limits.MaxRecords, p.log, p.metrics)
+	p.reporter = newReporter(cfg.Limits.MaxRecords, cfg.Records.Every, p.log, p.metrics)
 	if err := p.newServers(); err != nil {
 		return nil, fmt.Errorf("proxy config: %w", err)
 	}

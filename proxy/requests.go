@@ -119,25 +119,6 @@ type house struct{ p *Proxy }
 
 func (h house) Set() *policy.Set { return h.p.state.Load().set }
 
-// Refused records the request. Alike ones are counted in one record.
-func (h house) Refused(r request.Refusal) {
-	reason := r.Decision.Reason
-	if r.Late {
-		reason = audit.ReasonPolicyChanged
-	}
-	e := h.p.event(time.Now(), audit.DirectionInbound, audit.VerdictDenied, reason)
-	c := r.Peer.Connection
-	e.ClientID, e.ClientSerial, e.ServerID = c.Peer.String(), r.Peer.Serial, r.Peer.Server
-	e.Transport = audit.TransportPlaintext
-	if !c.Peer.IsZero() {
-		e.Transport = audit.TransportMTLS
-	}
-	e.Source, e.Port, e.SNI = c.Source.String(), c.Port, brief(c.SNI)
-	e.Detail = brief("request " + r.Method + " " + r.Host + r.Path)
-	decided(e, r.Decision)
-	h.p.reporter.add(e, c.Source)
-}
-
 // byRequest reports whether the connection's requests are judged one by one,
 // if it is HTTP.
 func (v *visit) byRequest() bool {
@@ -277,9 +258,11 @@ func (v *visit) handOver(a admission, d policy.Decision, conn *tls.Conn, ahead [
 			return v.refuse(d.Reason, "policies changed during the handshake", d, nil)
 		}
 	}
-	v.p.recordBeginning(v.l, v.established(audit.VerdictAllowed, d.Reason, d, mtls.Peer{ID: a.conn.Peer, Serial: a.clientSerial}, conn), v.source)
+	e := v.established(audit.VerdictAllowed, d.Reason, d, mtls.Peer{ID: a.conn.Peer, Serial: a.clientSerial}, conn)
+	e.ByRequest = true
+	v.p.recordBeginning(v.l, e, v.source)
 	v.l.near.SetDeadline(time.Time{})
-	peer := request.Peer{Connection: a.conn, Serial: a.clientSerial, Server: v.st.id().String()}
+	peer := request.Peer{Connection: a.conn, ID: a.conn.Peer.String(), Serial: a.clientSerial, Server: v.st.id().String()}
 	var nc net.Conn = v.l.near
 	if conn != nil {
 		nc = conn
