@@ -134,17 +134,7 @@ func (v *visit) mightBeHTTP() bool {
 
 // entrance judges a connection whose requests will be judged: as a whole
 // where the policies ask for nothing else, and otherwise by the mode alone.
-func entrance(set *policy.Set, c policy.Connection) policy.Decision {
-	d := set.Decide(c)
-	if d.Allowed || !set.NeedsHTTP(c.Port) || d.Reason == policy.ReasonPlaintextRefused {
-		return d
-	}
-	d.Allowed, d.Policy, d.Rule, d.Reason = true, "", -1, policy.ReasonAllowed
-	if c.Peer.IsZero() {
-		d.Reason = policy.ReasonPlaintextAllowed
-	}
-	return d
-}
+func entrance(set *policy.Set, c policy.Connection) policy.Decision { return set.Entrance(c) }
 
 // judge is the verdict on an open connection by a newer set of policies.
 func (a *admission) judge(st *state) policy.Decision {
