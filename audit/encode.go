@@ -72,12 +72,10 @@ func appendConnection(dst []byte, e *Event) []byte {
 	w.text(`,"destination":`, e.Destination)
 	w.text(`,"remote":`, e.Remote)
 	w.number(`,"port":`, uint64(e.Port))
-	if e.Rule != nil {
-		w = append(w, `,"rule":`...)
-		w = strconv.AppendInt(w, int64(*e.Rule), 10)
-	}
+	w.position(`,"rule":`, e.Rule)
 	w.text(`,"mode_source":`, e.ModeSource)
 	w.text(`,"exception":`, e.Exception)
+	appendJudgement(&w, e)
 	w.list(`,"policies":`, e.Policies)
 	w.number(`,"generation":`, e.Generation)
 	w.number(`,"bytes_in":`, e.BytesIn)
@@ -86,6 +84,10 @@ func appendConnection(dst []byte, e *Event) []byte {
 		w = append(w, `,"duration_ms":`...)
 		w = strconv.AppendInt(w, e.DurationMS, 10)
 	}
+	w.text(`,"method":`, e.Method)
+	w.text(`,"host":`, e.Host)
+	w.text(`,"path":`, e.Path)
+	w.list(`,"folded":`, e.Folded)
 	w.text(`,"reporter":`, e.Reporter)
 	w.text(`,"workload":`, e.Workload)
 	w.number(`,"count":`, e.Count)
@@ -93,6 +95,19 @@ func appendConnection(dst []byte, e *Event) []byte {
 	w.number(`,"lost":`, e.Lost)
 	w.number(`,"kept_from":`, e.KeptFrom)
 	return append(w, '}')
+}
+
+// appendJudgement appends what besides the verdict was found.
+func appendJudgement(w *objectWriter, e *Event) {
+	w.text(`,"audit_policy":`, e.AuditPolicy)
+	w.text(`,"dry_run":`, string(e.DryRun))
+	w.text(`,"dry_run_reason":`, e.DryRunReason)
+	w.text(`,"dry_run_policy":`, e.DryRunPolicy)
+	w.position(`,"dry_run_rule":`, e.DryRunRule)
+	if e.ByRequest {
+		*w = append(*w, `,"by_request":true`...)
+	}
+	w.text(`,"client_process":`, e.ClientProcess)
 }
 
 // objectWriter appends fields that are not zero. Each key comes with its
@@ -108,6 +123,12 @@ func (w *objectWriter) text(key, v string) {
 func (w *objectWriter) number(key string, v uint64) {
 	if v != 0 {
 		*w = strconv.AppendUint(append(*w, key...), v, 10)
+	}
+}
+
+func (w *objectWriter) position(key string, v *int) {
+	if v != nil {
+		*w = strconv.AppendInt(append(*w, key...), int64(*v), 10)
 	}
 }
 

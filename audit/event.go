@@ -50,34 +50,45 @@ type Event struct {
 	Detail         string `json:"detail,omitempty"`          // one line for a person; never a secret
 
 	// Connections.
-	Direction    string    `json:"direction,omitempty"` // inbound or outbound
-	Transport    string    `json:"transport,omitempty"` // mtls, plaintext or tls_passthrough
-	ClientSerial string    `json:"client_serial,omitempty"`
-	ServerSerial string    `json:"server_serial,omitempty"`
-	TLSVersion   string    `json:"tls_version,omitempty"` // "1.3"
-	Group        string    `json:"group,omitempty"`       // key-exchange group, "X25519MLKEM768"
-	Resumed      bool      `json:"resumed,omitempty"`
-	ALPN         string    `json:"alpn,omitempty"`
-	SNI          string    `json:"sni,omitempty"`
-	Protocol     string    `json:"protocol,omitempty"`    // what a client without identity spoke, by its first bytes
-	Source       string    `json:"source,omitempty"`      // ip:port of the dialling side
-	Destination  string    `json:"destination,omitempty"` // ip:port that was dialled or served
-	Remote       string    `json:"remote,omitempty"`      // ip:port for which a trusted load balancer dialled
-	Port         uint16    `json:"port,omitempty"`        // the port that policies match
-	Rule         *int      `json:"rule,omitempty"`        // position in Policy of the rule that decided, from 0
-	ModeSource   string    `json:"mode_source,omitempty"` // ns/name of the document that set Mode
-	Exception    string    `json:"exception,omitempty"`   // ns/name of the PlaintextException that let plaintext in
-	Policies     []string  `json:"policies,omitempty"`    // ns/name of each policy consulted
-	Generation   uint64    `json:"generation,omitempty"`  // of the policy set
-	BytesIn      uint64    `json:"bytes_in,omitempty"`    // of the application, from the dialling side; of all Count together
-	BytesOut     uint64    `json:"bytes_out,omitempty"`   // of the application, to the dialling side; of all Count together
-	DurationMS   int64     `json:"duration_ms,omitempty"` // from the verdict to the end, in milliseconds; of all Count together
-	Reporter     string    `json:"reporter,omitempty"`    // SPIFFE ID of the reporting proxy, stamped by its agent
-	Workload     string    `json:"workload,omitempty"`    // name of the registration or process behind the reporter
-	Count        uint64    `json:"count,omitempty"`       // how many alike this record stands for; absent means one
-	FirstTime    time.Time `json:"first_time,omitzero"`   // when the first of Count happened
-	Lost         uint64    `json:"lost,omitempty"`        // records dropped
-	KeptFrom     uint64    `json:"kept_from,omitempty"`   // entries of this log below this index were dropped for the quota
+	Direction     string    `json:"direction,omitempty"` // inbound or outbound
+	Transport     string    `json:"transport,omitempty"` // mtls, plaintext or tls_passthrough
+	ClientSerial  string    `json:"client_serial,omitempty"`
+	ServerSerial  string    `json:"server_serial,omitempty"`
+	TLSVersion    string    `json:"tls_version,omitempty"` // "1.3"
+	Group         string    `json:"group,omitempty"`       // key-exchange group, "X25519MLKEM768"
+	Resumed       bool      `json:"resumed,omitempty"`
+	ALPN          string    `json:"alpn,omitempty"`
+	SNI           string    `json:"sni,omitempty"`
+	Protocol      string    `json:"protocol,omitempty"`       // what a client without identity spoke, by its first bytes
+	Source        string    `json:"source,omitempty"`         // ip:port of the dialling side
+	Destination   string    `json:"destination,omitempty"`    // ip:port that was dialled or served
+	Remote        string    `json:"remote,omitempty"`         // ip:port for which a trusted load balancer dialled
+	Port          uint16    `json:"port,omitempty"`           // the port that policies match
+	Rule          *int      `json:"rule,omitempty"`           // position in Policy of the rule that decided, from 0
+	ModeSource    string    `json:"mode_source,omitempty"`    // ns/name of the document that set Mode
+	Exception     string    `json:"exception,omitempty"`      // ns/name of the PlaintextException that let plaintext in
+	AuditPolicy   string    `json:"audit_policy,omitempty"`   // ns/name of the first AUDIT policy that matched
+	DryRun        Verdict   `json:"dry_run,omitempty"`        // allowed or denied: the verdict if policies on dry run were enforced; absent without any
+	DryRunReason  string    `json:"dry_run_reason,omitempty"` // of that verdict, one of Reasons
+	DryRunPolicy  string    `json:"dry_run_policy,omitempty"` // ns/name of the policy that would decide
+	DryRunRule    *int      `json:"dry_run_rule,omitempty"`   // position in DryRunPolicy of the rule that would decide, from 0
+	ByRequest     bool      `json:"by_request,omitempty"`     // of a connection: its requests are judged, and recorded, by themselves
+	ClientProcess string    `json:"client_process,omitempty"` // of a client without identity on the reporter's machine: "uid=1000 unit=x.service exe=/usr/bin/x"
+	Policies      []string  `json:"policies,omitempty"`       // ns/name of each policy consulted
+	Generation    uint64    `json:"generation,omitempty"`     // of the policy set
+	BytesIn       uint64    `json:"bytes_in,omitempty"`       // of the application, from the dialling side; of all Count together
+	BytesOut      uint64    `json:"bytes_out,omitempty"`      // of the application, to the dialling side; of all Count together
+	DurationMS    int64     `json:"duration_ms,omitempty"`    // from the verdict to the end, in milliseconds; of all Count together
+	Method        string    `json:"method,omitempty"`         // of a request
+	Host          string    `json:"host,omitempty"`           // of a request, canonical, without port
+	Path          string    `json:"path,omitempty"`           // of a request, canonical, never with its query
+	Folded        []string  `json:"folded,omitempty"`         // what is not told of the requests counted here: path, host, client
+	Reporter      string    `json:"reporter,omitempty"`       // SPIFFE ID of the reporting proxy, stamped by its agent
+	Workload      string    `json:"workload,omitempty"`       // name of the registration or process behind the reporter
+	Count         uint64    `json:"count,omitempty"`          // how many alike this record stands for; absent means one
+	FirstTime     time.Time `json:"first_time,omitzero"`      // when the first of Count happened
+	Lost          uint64    `json:"lost,omitempty"`           // records dropped
+	KeptFrom      uint64    `json:"kept_from,omitempty"`      // entries of this log below this index were dropped for the quota
 }
 
 // Validate reports the first field that is outside its closed list, or a
@@ -106,8 +117,21 @@ func (e Event) Validate() error {
 		return fmt.Errorf("event: reason %q of a connection is not in the closed list", e.Reason)
 	case e.Kind == KindConnectionClosed && !slices.Contains(Endings(), e.Reason):
 		return fmt.Errorf("event: reason %q of a connection's end is not in the closed list", e.Reason)
+	case e.Kind == KindRequest && !slices.Contains(Reasons(), e.Reason):
+		return fmt.Errorf("event: reason %q of a request is not in the closed list", e.Reason)
 	case !oneOf(e.Protocol, Protocols()...):
 		return closedList("protocol", e.Protocol, Protocols())
+	case !oneOf(e.DryRun, VerdictAllowed, VerdictDenied):
+		return closedList("dry_run", string(e.DryRun), []Verdict{VerdictAllowed, VerdictDenied})
+	case e.DryRun != "" && !slices.Contains(Reasons(), e.DryRunReason):
+		return fmt.Errorf("event: dry_run_reason %q is not in the closed list of reasons", e.DryRunReason)
+	case strings.Contains(e.Path, "?"):
+		return errors.New("event: path has a query, which is never recorded")
+	}
+	for _, f := range e.Folded {
+		if !slices.Contains(Foldings(), f) {
+			return closedList("folded", f, Foldings())
+		}
 	}
 	return nil
 }

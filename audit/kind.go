@@ -29,6 +29,7 @@ const (
 
 	KindConnection       Kind = "connection"        // a handshake, a plaintext connection, or a refusal before either
 	KindConnectionClosed Kind = "connection_closed" // a connection that was let in has ended: its bytes and its duration
+	KindRequest          Kind = "request"           // requests that policies judged by themselves, and that were alike
 
 	KindLoss Kind = "loss" // records were dropped; Lost counts them
 )
@@ -39,7 +40,18 @@ func Kinds() []Kind {
 		KindIssuance, KindNodeAttested, KindNodeRenewed, KindNodeEvicted, KindTokenCreated,
 		KindDocumentApplied, KindDocumentDeleted, KindAuthorityCreated, KindAuthorityRenewed,
 		KindRefused, KindServerStarted, KindStoreRestored, KindBackup, KindSession,
-		KindConnection, KindConnectionClosed, KindLoss,
+		KindConnection, KindConnectionClosed, KindRequest, KindLoss,
+	}
+}
+
+// Reported reports whether a proxy may report events of the kind, and a node
+// pass them on.
+func (k Kind) Reported() bool {
+	switch k {
+	case KindConnection, KindConnectionClosed, KindRequest, KindLoss:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -165,6 +177,17 @@ const (
 func Protocols() []string {
 	return []string{ProtocolHTTP, ProtocolProbe, ProtocolTLS, ProtocolOther, ProtocolSilent}
 }
+
+// Values of Event.Folded: what is not told of the requests that a record
+// counts, because they differed in more of it than is told apart.
+const (
+	FoldedPath   = "path"   // not the path
+	FoldedHost   = "host"   // neither method nor host
+	FoldedClient = "client" // not the client
+)
+
+// Foldings returns the closed list of Event.Folded.
+func Foldings() []string { return []string{FoldedPath, FoldedHost, FoldedClient} }
 
 // Modes returns the closed list of Event.Mode.
 func Modes() []string { return []string{"DISABLE", "PERMISSIVE", "STRICT"} }

@@ -1,5 +1,6 @@
-// This file holds the aggregation of records: what is alike within a second
-// is counted in one record beyond a number, and nothing is dropped for it.
+// This file holds the aggregation of records: what is alike within a window of
+// time is counted in one record beyond a number, and nothing is dropped for
+// it.
 
 package proxy
 
@@ -29,13 +30,39 @@ type alike struct {
 	reason               audit.Reason
 	direction, transport string
 	client, server       string
-	policy, protocol     string
+	protocol             string
 	source               netip.Addr
 	port                 uint16
 	generation           uint64
+	policy, audit        string
+	rule                 int // -1 where none decided
+	trial                trial
+	asked                asked // of a request
 }
 
-// tally counts the records of one group within the running second.
+// trial is the verdict of the policies on dry run.
+type trial struct {
+	verdict audit.Verdict
+	policy  string
+}
+
+// alikeOf returns what e may have in common with others.
+func alikeOf(e *audit.Event, source netip.Addr) alike {
+	key := alike{kind: e.Kind, verdict: e.Verdict, reason: e.Reason, direction: e.Direction, transport: e.Transport,
+		client: e.ClientID, server: e.ServerID, protocol: e.Protocol, source: source, port: e.Port, generation: e.Generation,
+		policy: e.Policy, audit: e.AuditPolicy, rule: -1, trial: trial{e.DryRun, e.DryRunPolicy}}
+	if e.Rule != nil {
+		key.rule = *e.Rule
+	}
+	return key
+}
+
+// coarse is what is left of a key where too many are told apart.
+func (a alike) coarse() alike {
+	return alike{kind: a.kind, verdict: a.verdict, reason: a.reason, direction: a.direction, transport: a.transport}
+}
+
+// tally counts the records of one group within the running window.
 type tally struct {
 	seen   int
 	merged *audit.Event // stands for those beyond the number
@@ -56,12 +83,11 @@ func (r *reporter) merge(e *audit.Event, source netip.Addr) bool {
 		r.settle()
 		r.second = s
 	}
-	key := alike{e.Kind, e.Verdict, e.Reason, e.Direction, e.Transport, e.ClientID, e.ServerID,
-		e.Policy, e.Protocol, source, e.Port, e.Generation}
+	key := alikeOf(e, source)
 	t := r.tallies[key]
 	if t == nil {
 		if len(r.tallies) >= tallyKeys {
-			key = alike{kind: e.Kind, verdict: e.Verdict, reason: e.Reason, direction: e.Direction, transport: e.Transport}
+			key = key.coarse()
 			t = r.tallies[key]
 		}
 		if t == nil {
@@ -73,6 +99,8 @@ func (r *reporter) merge(e *audit.Event, source netip.Addr) bool {
 	switch {
 	case t.seen <= oneByOne(e):
 		return false
+	case e.Kind == audit.KindRequest:
+		r.requests.merge(e, source)
 	case t.merged == nil:
 		t.merged = e
 		e.Count, e.FirstTime = max(1, e.Count), e.Time
@@ -100,6 +128,7 @@ func join(m, e *audit.Event) {
 		{&m.ClientSerial, e.ClientSerial}, {&m.ServerSerial, e.ServerSerial}, {&m.TLSVersion, e.TLSVersion},
 		{&m.Group, e.Group}, {&m.ALPN, e.ALPN}, {&m.SNI, e.SNI}, {&m.Protocol, e.Protocol}, {&m.Destination, e.Destination},
 		{&m.Policy, e.Policy}, {&m.Mode, e.Mode}, {&m.ModeSource, e.ModeSource}, {&m.Exception, e.Exception}, {&m.Detail, e.Detail},
+		{&m.AuditPolicy, e.AuditPolicy}, {&m.ClientProcess, e.ClientProcess},
 	} {
 		if *field.into != field.from {
 			*field.into = ""
@@ -111,8 +140,18 @@ func join(m, e *audit.Event) {
 	if m.Generation != e.Generation {
 		m.Generation, m.Policies = 0, nil
 	}
-	m.Resumed = m.Resumed && e.Resumed
-	if m.Rule != nil && (e.Rule == nil || *m.Rule != *e.Rule) {
-		m.Rule = nil
+	m.Resumed, m.ByRequest = m.Resumed && e.Resumed, m.ByRequest && e.ByRequest
+	m.Rule = common(m.Rule, e.Rule)
+	if m.DryRun != e.DryRun || m.DryRunReason != e.DryRunReason || m.DryRunPolicy != e.DryRunPolicy {
+		m.DryRun, m.DryRunReason, m.DryRunPolicy = "", "", ""
 	}
+	m.DryRunRule = common(m.DryRunRule, e.DryRunRule)
+}
+
+// common returns the rule that both name, or nil.
+func common(a, b *int) *int {
+	if a == nil || b == nil || *a != *b {
+		return nil
+	}
+	return a
 }

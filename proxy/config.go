@@ -61,6 +61,8 @@ type Config struct {
 	Announce Announce
 	// Limits bound what connections can cost.
 	Limits Limits
+	// Records says which requests become records.
+	Records Records
 	// Admin is the operators' socket: unix:///PATH, or the path alone; empty
 	// means none.
 	Admin string
@@ -171,6 +173,7 @@ type configFile struct {
 	Inbound   []Inbound   `json:"inbound"`
 	Outbound  []Outbound  `json:"outbound"`
 	Limits    Limits      `json:"limits"`
+	Records   Records     `json:"records"`
 	Admin     string      `json:"admin"`
 	AccessLog bool        `json:"accessLog"`
 
@@ -188,7 +191,7 @@ func ParseConfig(file string, data []byte) (Config, error) {
 	if err := document.Decode(file, data, &f); err != nil {
 		return Config{}, err
 	}
-	cfg := Config{Agent: f.Agent, Identity: f.Identity, Inbound: f.Inbound, Outbound: f.Outbound, Transparent: f.Transparent, Limits: f.Limits,
+	cfg := Config{Agent: f.Agent, Identity: f.Identity, Inbound: f.Inbound, Outbound: f.Outbound, Transparent: f.Transparent, Limits: f.Limits, Records: f.Records,
 		Admin: f.Admin, OnPeerExpiry: f.OnPeerExpiry, OnIdentityLost: f.OnIdentityLost, AccessLog: f.AccessLog, Announce: f.Announce}
 	if _, err := cfg.withDefaults(); err != nil {
 		return Config{}, fmt.Errorf("%s: %w", file, err)
@@ -241,6 +244,9 @@ func (c Config) withDefaults() (Config, error) {
 		return Config{}, err
 	}
 	c.Limits = limits
+	if c.Records, err = c.Records.withDefaults(); err != nil {
+		return Config{}, fmt.Errorf("records: %w", err)
+	}
 	return c.withOperation()
 }
 

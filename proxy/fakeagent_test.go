@@ -175,7 +175,8 @@ func (a *fakeAgent) waitFor(n int, match func(audit.Event) bool) []audit.Event {
 // reason matches records of verdicts.
 func reason(direction, reason string) func(audit.Event) bool {
 	return func(e audit.Event) bool {
-		return e.Kind == audit.KindConnection && e.Direction == direction && e.Reason == reason
+		ofRequest := e.Kind == audit.KindRequest && e.Verdict == audit.VerdictDenied
+		return (e.Kind == audit.KindConnection || ofRequest) && e.Direction == direction && e.Reason == reason
 	}
 }
 

@@ -99,7 +99,7 @@ func New(cfg Config) (*Proxy, error) {
 	p.registry.first, p.registry.resolved = make(chan struct{}), make(map[netip.AddrPort]*resolution)
 	p.announcer.due = make(chan struct{}, 1)
 	p.metrics = newMetrics(p)
-	p.reporter = newReporter(cfg.Limits.MaxRecords, p.log, p.metrics)
+	p.reporter = newReporter(cfg.Limits.MaxRecords, cfg.Records.Every, p.log, p.metrics)
 	if err := p.newServer(); err != nil {
 		return nil, fmt.Errorf("proxy config: %w", err)
 	}

@@ -52,10 +52,25 @@ func decided(e *audit.Event, d policy.Decision) {
 		e.Mode, e.ModeSource = d.Mode.String(), d.ModeSource
 	}
 	e.Policy, e.Policies, e.Generation = d.Policy, d.Consulted[:min(len(d.Consulted), maxConsulted)], d.Generation
-	if d.Rule >= 0 {
-		rule := d.Rule
-		e.Rule = &rule
+	e.Rule, e.AuditPolicy = position(d.Rule), d.Audit
+	if t := d.Trial; t.Ran {
+		e.DryRun, e.DryRunReason, e.DryRunPolicy, e.DryRunRule = verdictOf(t.Allowed), t.Reason, t.Policy, position(t.Rule)
 	}
+}
+
+func verdictOf(allowed bool) audit.Verdict {
+	if allowed {
+		return audit.VerdictAllowed
+	}
+	return audit.VerdictDenied
+}
+
+// position is a rule's as records have it: nil where none decided.
+func position(rule int) *int {
+	if rule < 0 {
+		return nil
+	}
+	return &rule
 }
 
 // negotiated adds what a completed handshake agreed on.

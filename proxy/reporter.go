@@ -42,10 +42,13 @@ type reporter struct {
 	lost    uint64           // guarded by mu: dropped and not yet reported
 	second  int64            // guarded by mu: what tallies belongs to
 	tallies map[alike]*tally // guarded by mu
+
+	requests requestTallies // guarded by mu
 }
 
-func newReporter(limit int, log *slog.Logger, m *metrics) *reporter {
-	return &reporter{limit: limit, log: log, metrics: m, wake: make(chan struct{}, 1), tallies: make(map[alike]*tally)}
+func newReporter(limit int, every time.Duration, log *slog.Logger, m *metrics) *reporter {
+	return &reporter{limit: limit, log: log, metrics: m, wake: make(chan struct{}, 1), tallies: make(map[alike]*tally),
+		requests: newRequestTallies(every)}
 }
 
 // add queues a record. It never blocks; e is the reporter's from now on.
@@ -55,6 +58,29 @@ func (r *reporter) add(e *audit.Event, source netip.Addr) {
 		r.push(e)
 	}
 	r.mu.Unlock()
+	r.rouse()
+}
+
+// count counts a request, whose key is in alike's full form. Where it has no
+// like in the window, describe makes its record.
+func (r *reporter) count(key alike, now time.Time, describe func() *audit.Event) {
+	r.mu.Lock()
+	if r.requests.due(now) {
+		r.settleRequests()
+	}
+	e, key := r.requests.find(key)
+	if e != nil {
+		e.Time, e.Count = now, e.Count+1
+		r.mu.Unlock()
+		return
+	}
+	r.requests.put(key, describe())
+	r.mu.Unlock()
+	r.rouse()
+}
+
+// rouse says that there is something to ship, now or at a time.
+func (r *reporter) rouse() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
@@ -90,13 +116,24 @@ func (r *reporter) settle() {
 	clear(r.tallies)
 }
 
+// settleRequests queues the counted requests of the window that is over. The
+// caller holds mu.
+func (r *reporter) settleRequests() {
+	for _, e := range r.requests.take() {
+		r.push(e)
+	}
+}
+
 // batch takes the oldest records off the queue, and the number lost. Counted
-// records leave once their second is over, or at the end, when all is set.
+// records leave once their window is over, or at the end, when all is set.
 func (r *reporter) batch(now time.Time, all bool) (events []*audit.Event, lost uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if all || now.Unix() != r.second {
 		r.settle()
+	}
+	if all || r.requests.due(now) {
+		r.settleRequests()
 	}
 	n := min(len(r.queue), batchRecords)
 	events = r.queue[:n:n]
@@ -125,7 +162,21 @@ func (r *reporter) putBack(events []*audit.Event, lost uint64) {
 func (r *reporter) pending() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.queue) > 0 || r.lost > 0 || len(r.tallies) > 0
+	return len(r.queue) > 0 || r.lost > 0 || len(r.tallies) > 0 || len(r.requests.all) > 0
+}
+
+// due returns how long there is nothing to ship, and false where nothing is
+// counted either.
+func (r *reporter) due(now time.Time) (time.Duration, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case len(r.queue) > 0 || r.lost > 0 || len(r.tallies) > 0:
+		return 0, true
+	case len(r.requests.all) > 0:
+		return max(0, r.requests.ends.Sub(now)), true
+	}
+	return 0, false
 }
 
 // waiting returns how many records wait for the agent, counted refusals as
@@ -188,11 +239,23 @@ func (r *reporter) stream(ctx context.Context, client wire.ProxyClient) (sent bo
 
 // waitForWork returns once a record waited long enough for others.
 func (r *reporter) waitForWork(ctx context.Context) error {
-	if !r.pending() {
+	for {
+		wait, counting := r.due(time.Now())
+		if counting && wait == 0 {
+			break
+		}
+		if !counting {
+			wait = time.Hour
+		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
 		case <-r.wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 	}
 	if !rotation.Pause(ctx, flushEvery) {

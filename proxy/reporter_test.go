@@ -17,7 +17,7 @@ import (
 )
 
 func testReporter(limit int) *reporter {
-	return newReporter(limit, nil, newMetrics(&Proxy{}))
+	return newReporter(limit, DefaultRecordsEvery, nil, newMetrics(&Proxy{}))
 }
 
 func TestRecordsAreDroppedOldestFirstAndCounted(t *testing.T) {

@@ -120,25 +120,6 @@ type house struct{ p *Proxy }
 
 func (h house) Set() *policy.Set { return h.p.state.Load().set }
 
-// Refused records the request. Alike ones are counted in one record.
-func (h house) Refused(r request.Refusal) {
-	reason := r.Decision.Reason
-	if r.Late {
-		reason = audit.ReasonPolicyChanged
-	}
-	e := h.p.event(time.Now(), audit.DirectionInbound, audit.VerdictDenied, reason)
-	c := r.Peer.Connection
-	e.ClientID, e.ClientSerial, e.ServerID = c.Peer.String(), r.Peer.Serial, r.Peer.Server
-	e.Transport = audit.TransportPlaintext
-	if !c.Peer.IsZero() {
-		e.Transport = audit.TransportMTLS
-	}
-	e.Source, e.Port, e.SNI = c.Source.String(), c.Port, brief(c.SNI)
-	e.Detail = brief("request " + r.Method + " " + r.Host + r.Path)
-	decided(e, r.Decision)
-	h.p.reporter.add(e, c.Source)
-}
-
 // byRequest reports whether the connection's requests are judged one by one,
 // if it is HTTP: where the port is declared to be HTTP, or policies ask for what
 // only HTTP has.
@@ -148,17 +129,7 @@ func (v *visit) byRequest() bool {
 
 // entrance judges a connection whose requests will be judged: as a whole
 // where the policies ask for nothing else, and otherwise by the mode alone.
-func entrance(set *policy.Set, c policy.Connection) policy.Decision {
-	d := set.Decide(c)
-	if d.Allowed || !set.NeedsHTTP(c.Port) || d.Reason == policy.ReasonPlaintextRefused {
-		return d
-	}
-	d.Allowed, d.Policy, d.Rule, d.Reason = true, "", -1, policy.ReasonAllowed
-	if c.Peer.IsZero() {
-		d.Reason = policy.ReasonPlaintextAllowed
-	}
-	return d
-}
+func entrance(set *policy.Set, c policy.Connection) policy.Decision { return set.Entrance(c) }
 
 // judge is the verdict on an open connection by a newer set of policies.
 func (a *admission) judge(st *state) policy.Decision {
@@ -272,9 +243,11 @@ func (v *visit) handOver(a admission, d policy.Decision, conn *tls.Conn, ahead [
 			return v.refuse(d.Reason, "policies changed during the handshake", d, nil)
 		}
 	}
-	v.p.recordBeginning(v.l, v.established(audit.VerdictAllowed, d.Reason, d, mtls.Peer{ID: a.conn.Peer, Serial: a.clientSerial}, conn), v.source)
+	e := v.established(audit.VerdictAllowed, d.Reason, d, mtls.Peer{ID: a.conn.Peer, Serial: a.clientSerial}, conn)
+	e.ByRequest = true
+	v.p.recordBeginning(v.l, e, v.source)
 	v.l.near.SetDeadline(time.Time{})
-	peer := request.Peer{Connection: a.conn, Serial: a.clientSerial, Server: v.st.id().String(),
+	peer := request.Peer{Connection: a.conn, ID: a.conn.Peer.String(), Serial: a.clientSerial, Server: v.st.id().String(),
 		Forward: v.in.Forward, H2C: v.in.ForwardProtocol == ForwardH2C}
 	var nc net.Conn = v.l.near
 	if conn != nil {

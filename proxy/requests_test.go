@@ -61,7 +61,7 @@ func TestEachRequestIsJudgedByItself(t *testing.T) {
 	})
 	e := s.agent.waitFor(10, reason("inbound", audit.ReasonPolicyDenied))[0]
 	if e.ClientID != s.web.ID.String() || e.ServerID != s.api.ID.String() || e.ClientSerial != s.web.Serial() || e.Port != 8080 ||
-		e.Detail != "request GET api.shop/stock" || e.Transport != audit.TransportMTLS || e.Mode != "STRICT" || !slices.Contains(e.Policies, "shop/shop") {
+		e.Kind != audit.KindRequest || e.Method+" "+e.Host+e.Path != "GET api.shop/stock" || e.Transport != audit.TransportMTLS || e.Mode != "STRICT" || !slices.Contains(e.Policies, "shop/shop") {
 		t.Errorf("record: %+v", e)
 	}
 	if all := s.agent.waitFor(2, reason("inbound", audit.ReasonAllowed)); len(all) != 2 {

@@ -197,7 +197,7 @@ func TestWebSocketsPassAndEndWithTheirPolicy(t *testing.T) {
 		t.Errorf("closed after %v", took)
 	}
 	e := s.agent.waitFor(1, reason("inbound", audit.ReasonPolicyChanged))[0]
-	if e.Policy != "shop/closed" || e.Detail != "request GET a/stream" {
+	if e.Policy != "shop/closed" || e.Kind != audit.KindRequest || e.Method+" "+e.Host+e.Path != "GET a/stream" {
 		t.Errorf("record: %+v", e)
 	}
 	fmt.Fprint(kept, "still\n")

@@ -220,7 +220,7 @@ func parseRecord(text []byte) (audit.Event, error) {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return audit.Event{}, errors.New("record: text after the object")
 	}
-	if e.Kind != audit.KindConnection && e.Kind != audit.KindConnectionClosed && e.Kind != audit.KindLoss {
+	if !e.Kind.Reported() {
 		return audit.Event{}, fmt.Errorf("record of kind %q is not a proxy's to report", e.Kind)
 	}
 	if e.KeptFrom != 0 {

@@ -249,7 +249,7 @@ func decodeRecord(raw []byte) (audit.Event, error) {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return audit.Event{}, errors.New("record: text follows the object")
 	}
-	if e.Kind != audit.KindConnection && e.Kind != audit.KindConnectionClosed && e.Kind != audit.KindLoss {
+	if !e.Kind.Reported() {
 		return audit.Event{}, fmt.Errorf("record of the kind %q is not taken from nodes", e.Kind)
 	}
 	if e.KeptFrom != 0 {

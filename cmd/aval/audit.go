@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -194,13 +195,17 @@ func (c *cli) printEntryLine(log string, raw []byte) error {
 	}
 	parts := []string{localTime(e.Time, time.Now()), fmt.Sprintf("%s/%d", log, e.Index), string(e.Kind), verdict}
 	switch {
-	case e.Kind == audit.KindConnection, e.Kind == audit.KindConnectionClosed:
+	case e.Kind == audit.KindConnection, e.Kind == audit.KindConnectionClosed, e.Kind == audit.KindRequest:
 		parts = append(parts, plain(orDash(e.ClientID)+" -> "+orDash(e.ServerID)))
 	case e.ServerID != "":
 		parts = append(parts, plain(e.ServerID))
 	}
+	if e.Kind == audit.KindRequest {
+		parts = append(parts, plain(targetOf(&e.Event)))
+	}
 	for _, pair := range [][2]string{
 		{"", e.Direction}, {"", transport}, {"", e.SPIFFEID}, {"", e.Document}, {"reason", reason}, {"policy", e.Policy}, {"mode", e.Mode},
+		{"audit", e.AuditPolicy}, {"dry-run", dryRunOf(&e.Event)}, {"process", e.ClientProcess},
 		{"serial", e.Serial}, {"node", e.Node}, {"actor", e.Actor}, {"", e.Detail},
 	} {
 		switch {
@@ -222,6 +227,16 @@ func (c *cli) printEntryLine(log string, raw []byte) error {
 	}
 	_, err := fmt.Fprintln(c.out, strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), "  "))
 	return err
+}
+
+// dryRunOf says what the dry run would have decided, where that is another
+// verdict.
+func dryRunOf(e *audit.Event) string {
+	if e.DryRun == "" || e.DryRun == e.Verdict {
+		return ""
+	}
+	by := cmp.Or(e.DryRunPolicy, e.DryRunReason)
+	return string(e.DryRun) + " by " + by
 }
 
 // localTime prints the time of day, and the day where it is another one.

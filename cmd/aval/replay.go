@@ -1,5 +1,5 @@
-// This file holds replay: recorded connections judged anew by other policies.
-// It is pure; what is read and printed is elsewhere.
+// This file holds replay: recorded connections and requests judged anew by
+// other policies. It is pure; what is read and printed is elsewhere.
 
 package main
 
@@ -15,11 +15,12 @@ import (
 	"github.com/aval-id/aval/identity/policy"
 )
 
-// The effects of other policies on a recorded connection.
+// The effects of other policies on a recorded connection or request.
 const (
-	effectBreaks = "breaks" // it was let in and would be refused
-	effectOpens  = "opens"  // it was refused and would be let in
-	effectStays  = "stays"
+	effectBreaks    = "breaks" // it was let in and would be refused
+	effectOpens     = "opens"  // it was refused and would be let in
+	effectStays     = "stays"
+	effectUndecided = "undecided" // it depends on what was not recorded
 )
 
 // maxReplayed bounds the clients and the changes told apart; what is beyond
@@ -39,10 +40,11 @@ type ruling struct {
 	ModeSource string `json:"mode_source,omitempty"`
 }
 
-// replayed is the connections of one client to one port on which other
-// policies have one effect.
+// replayed is the connections, or the requests, of one client to one port on
+// which other policies have one effect.
 type replayed struct {
 	Effect    string    `json:"effect"`
+	Of        string    `json:"of"`       // connection or request
 	Workload  string    `json:"workload"` // registration
 	ServerID  string    `json:"server_id"`
 	Port      uint16    `json:"port"`
@@ -53,14 +55,20 @@ type replayed struct {
 	Last      time.Time `json:"last"`
 	Was       ruling    `json:"was"`
 	WouldBe   ruling    `json:"would_be"`
+	// Requests are what was asked for most, as "METHOD host/path", with counts.
+	Requests []asked `json:"requests,omitempty"`
+
+	targets map[string]uint64
 }
 
-// effects counts connections by effect.
+// effects counts connections, or requests, by effect.
 type effects struct {
-	Name   string `json:"name"`
-	Breaks uint64 `json:"breaks"`
-	Opens  uint64 `json:"opens"`
-	Stays  uint64 `json:"stays"`
+	Name      string `json:"name,omitempty"`
+	Of        string `json:"of,omitempty"` // connection or request
+	Breaks    uint64 `json:"breaks"`
+	Opens     uint64 `json:"opens"`
+	Stays     uint64 `json:"stays"`
+	Undecided uint64 `json:"undecided"`
 }
 
 func (e *effects) add(effect string, n uint64) {
@@ -69,6 +77,8 @@ func (e *effects) add(effect string, n uint64) {
 		e.Breaks += n
 	case effectOpens:
 		e.Opens += n
+	case effectUndecided:
+		e.Undecided += n
 	default:
 		e.Stays += n
 	}
@@ -85,22 +95,30 @@ type replay struct {
 	now      time.Time              // decides which exceptions hold
 	sets     map[string]*policy.Set // by registration
 	exempt   map[string]*policy.Exemptions
+	bounds   map[boundsKey]*policy.Bounds
 
-	total    effects
+	total    effects // of connections
+	requests effects
 	changes  map[changeKey]*replayed
-	clients  map[string]*effects
-	policies map[string]*effects
-	// unjudged counts connections that no policy decided, by reason: the
+	clients  map[effectKey]*effects
+	policies map[effectKey]*effects
+	// undecided counts what depends on something that was not recorded, by
+	// what that is.
+	undecided map[string]uint64
+	// unjudged counts what no policy decided, by reason: the
 	// handshake failed, or the workload is not registered any more.
 	unjudged map[string]uint64
 	lost     uint64
 }
 
+// effectKey names what effects are counted for.
+type effectKey struct{ name, of string }
+
 // changeKey tells one change from another.
 type changeKey struct {
-	effect, workload, client, transport string
-	port                                uint16
-	wasReason, wasPolicy, reason, by    string
+	effect, of, workload, client, transport string
+	port                                    uint16
+	wasReason, wasPolicy, reason, by        string
 }
 
 // newReplay takes all documents. They must be checked: what cannot be read
@@ -108,8 +126,9 @@ type changeKey struct {
 func newReplay(docs []document.Document, s policy.Settings, now time.Time) (*replay, error) {
 	r := &replay{
 		settings: s, byID: map[string][]identity.Registration{}, byPath: map[string]identity.Registration{},
-		now: now, sets: map[string]*policy.Set{}, exempt: map[string]*policy.Exemptions{}, changes: map[changeKey]*replayed{}, clients: map[string]*effects{},
-		policies: map[string]*effects{}, unjudged: map[string]uint64{},
+		now: now, sets: map[string]*policy.Set{}, exempt: map[string]*policy.Exemptions{}, bounds: map[boundsKey]*policy.Bounds{},
+		changes: map[changeKey]*replayed{}, clients: map[effectKey]*effects{}, policies: map[effectKey]*effects{},
+		unjudged: map[string]uint64{}, undecided: map[string]uint64{},
 	}
 	for _, d := range docs {
 		if d.Kind() != document.Registration {
@@ -145,8 +164,8 @@ func (r *replay) workload(e *audit.Event) (identity.Registration, bool) {
 	return identity.Registration{}, false
 }
 
-// decide judges a connection to a workload, exceptions included.
-func (r *replay) decide(reg identity.Registration, c policy.Connection) policy.Decision {
+// set returns the policies of a workload.
+func (r *replay) set(reg identity.Registration) *policy.Set {
 	set := r.sets[reg.Path()]
 	if set == nil {
 		w := policy.Workload{Namespace: reg.Namespace, Labels: reg.Labels}
@@ -154,20 +173,26 @@ func (r *replay) decide(reg identity.Registration, c policy.Connection) policy.D
 		r.sets[reg.Path()] = set
 		r.exempt[reg.Path()] = policy.CompileExemptions(r.settings, w, r.except, r.aps, 0)
 	}
+	return set
+}
+
+// decide judges a connection to a workload, exceptions included.
+func (r *replay) decide(reg identity.Registration, c policy.Connection) policy.Decision {
+	set := r.set(reg)
 	d, _ := r.exempt[reg.Path()].Decide(set.Decide(c), c, r.now)
 	return d
 }
 
 // add judges one record anew. Only the side that took the connection counts,
-// so that no connection counts twice.
+// so that nothing counts twice.
 func (r *replay) add(e *audit.Event) {
 	n := max(1, e.Count)
 	switch {
 	case e.Kind == audit.KindLoss:
 		r.lost += e.Lost
 		return
-	case e.Kind != audit.KindConnection || e.Direction != audit.DirectionInbound || e.Reporter != e.ServerID || e.ServerID == "",
-		e.Reason == audit.ReasonPolicyChanged: // the connection has a record of its beginning
+	case e.Kind != audit.KindConnection && e.Kind != audit.KindRequest, e.Direction != audit.DirectionInbound || e.Reporter != e.ServerID || e.ServerID == "",
+		e.Reason == audit.ReasonPolicyChanged: // it has a record of its beginning
 		return
 	}
 	if reason := notJudged(e); reason != "" {
@@ -179,8 +204,14 @@ func (r *replay) add(e *audit.Event) {
 		r.unjudged["not_registered"] += n
 		return
 	}
-	peer, _ := identity.ParseID(e.ClientID) // zero in plaintext
-	d := r.decide(reg, policy.Connection{Peer: peer, Source: recordedAddr(e.Source), Destination: recordedAddr(e.Destination), Port: e.Port, SNI: e.SNI})
+	d, open := r.judge(e, reg)
+	if len(open) > 0 {
+		for _, what := range open {
+			r.undecided[what] += n
+		}
+		r.tally(e, effectUndecided, "", n)
+		return
+	}
 	would := rulingOf(d)
 	if e.Transport == audit.TransportMTLS && d.Mode == policy.Disable {
 		// The proxy would offer no TLS, and its client would meet none.
@@ -252,22 +283,13 @@ func (r *replay) count(e *audit.Event, reg identity.Registration, would ruling, 
 	case was.Verdict != would.Verdict:
 		effect = effectOpens
 	}
-	client := e.ClientID
-	if client == "" {
-		client = e.Transport + " from " + addrText(e.Source)
-	}
-	if r.clients[client] == nil && len(r.clients) >= maxReplayed {
-		client = beyond
-	}
-	r.total.add(effect, n)
-	named(r.clients, client).add(effect, n)
-	named(r.policies, would.decider()).add(effect, n)
+	client := r.tally(e, effect, would.decider(), n)
 	if effect == effectStays {
 		return
 	}
-	key := changeKey{effect, reg.Path(), client, e.Transport, e.Port, was.Reason, was.Policy, would.Reason, would.decider()}
+	key := changeKey{effect, string(e.Kind), reg.Path(), client, e.Transport, e.Port, was.Reason, was.Policy, would.Reason, would.decider()}
 	if r.changes[key] == nil && len(r.changes) >= maxReplayed {
-		key = changeKey{effect: effect, workload: reg.Path(), client: beyond}
+		key = changeKey{effect: effect, of: key.of, workload: reg.Path(), client: beyond}
 	}
 	first := e.Time
 	if !e.FirstTime.IsZero() {
@@ -275,20 +297,43 @@ func (r *replay) count(e *audit.Event, reg identity.Registration, would ruling, 
 	}
 	c := r.changes[key]
 	if c == nil {
-		c = &replayed{Effect: effect, Workload: reg.Path(), ServerID: e.ServerID, Port: key.port, Client: key.client,
+		c = &replayed{Effect: effect, Of: key.of, Workload: reg.Path(), ServerID: e.ServerID, Port: key.port, Client: key.client,
 			Transport: key.transport, First: first, Last: e.Time, Was: was, WouldBe: would}
 		r.changes[key] = c
 	}
 	c.Count += n
+	c.ask(e, n)
 	c.First = slices.MinFunc([]time.Time{c.First, first}, time.Time.Compare)
 	c.Last = slices.MaxFunc([]time.Time{c.Last, e.Time}, time.Time.Compare)
 }
 
-func named(m map[string]*effects, name string) *effects {
-	e := m[name]
+// tally counts an effect for the client, whose name it returns, and for what
+// would decide, where that is known.
+func (r *replay) tally(e *audit.Event, effect, decider string, n uint64) (client string) {
+	of := string(e.Kind)
+	if client = e.ClientID; client == "" {
+		client = e.Transport + " from " + addrText(e.Source)
+	}
+	if r.clients[effectKey{client, of}] == nil && len(r.clients) >= maxReplayed {
+		client = beyond
+	}
+	total := &r.total
+	if e.Kind == audit.KindRequest {
+		total = &r.requests
+	}
+	total.add(effect, n)
+	named(r.clients, effectKey{client, of}).add(effect, n)
+	if decider != "" {
+		named(r.policies, effectKey{decider, of}).add(effect, n)
+	}
+	return client
+}
+
+func named(m map[effectKey]*effects, key effectKey) *effects {
+	e := m[key]
 	if e == nil {
-		e = &effects{Name: name}
-		m[name] = e
+		e = &effects{Name: key.name, Of: key.of}
+		m[key] = e
 	}
 	return e
 }

@@ -84,7 +84,7 @@ func TestReplaySaysWhatBreaksOpensAndStays(t *testing.T) {
 			n := max(1, c.e.Count)
 			var want effects
 			want.add(c.effect, n)
-			if r.total != want || r.policies[c.decider] == nil {
+			if r.total != want || r.policies[effectKey{c.decider, "connection"}] == nil {
 				t.Fatalf("%+v, by %v", r.total, sortedEffects(r.policies))
 			}
 			out := r.result()

@@ -98,3 +98,18 @@ func (s *Set) Matching(r *Request, trial bool) []Match {
 	}
 	return out
 }
+
+// Entrance judges a connection whose requests are judged by themselves: as a
+// whole where the policies ask for nothing that only requests have, and else
+// by the mode alone.
+func (s *Set) Entrance(c Connection) Decision {
+	d := s.Decide(c)
+	if d.Allowed || !s.NeedsHTTP(c.Port) || d.Reason == ReasonPlaintextRefused {
+		return d
+	}
+	d.Allowed, d.Policy, d.Rule, d.Reason = true, "", -1, ReasonAllowed
+	if c.Peer.IsZero() {
+		d.Reason = ReasonPlaintextAllowed
+	}
+	return d
+}

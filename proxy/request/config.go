@@ -50,9 +50,11 @@ type House interface {
 	// Set returns the policies of the moment. After a change the house also
 	// calls Reconsider.
 	Set() *policy.Set
-	// Refused takes note of a request that the policies refused. It must not
-	// block.
+	// Refused takes note of a request that the policies refused, Allowed of one
+	// that they let through, before it is forwarded. They must not block, and
+	// keep nothing of their arguments but texts.
 	Refused(Refusal)
+	Allowed(*Peer, *policy.HTTP, *policy.Decision)
 }
 
 // Config is everything a Server needs to know.

@@ -18,6 +18,8 @@ import (
 type Peer struct {
 	// Connection is what policies see of it. Its Peer is zero in plaintext.
 	Connection policy.Connection
+	// ID is its Peer as text, "" in plaintext.
+	ID string
 	// Serial is that of the peer's certificate, and Hash the hexadecimal
 	// SHA-256 of it; both "" in plaintext.
 	Serial, Hash string

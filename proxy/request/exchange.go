@@ -90,6 +90,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	if now := s.house.Set(); now != set && !e.judge(now) {
 		return
 	}
+	s.house.Allowed(&c.peer, &e.http, &e.verdict)
 	e.forward(ctx)
 }
 
