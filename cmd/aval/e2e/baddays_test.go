@@ -91,7 +91,10 @@ func TestKilledPartsComeBackUnderLoad(t *testing.T) {
 	for range 2 {
 		s.Agent.Kill()
 		s.StartAgentWith("n1", avaltest.Token{})
-		s.Await("the agent is back", func() bool { _, _, code := s.Run(nil, "svid", "fetch", "--socket", s.Socket, "--timeout", "1s"); return code != 4 })
+		s.Await("the agent is back", func() bool {
+			_, _, code := s.Run(nil, "svid", "fetch", "--socket", s.Socket, "--timeout", "1s")
+			return code != 4
+		})
 	}
 	if passed, failed := end(); failed > 0 || passed < 10 {
 		t.Errorf("while the agent was killed %d calls passed and %d failed", passed, failed)
