@@ -98,12 +98,7 @@ func (w *wired) proxy(t *testing.T, m *netnstest.Machine, id fmt.Stringer, trans
 	if err != nil {
 		t.Fatal(err)
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := m.Command(context.WithoutCancel(t.Context()), self)
-	cmd.Env = append(os.Environ(), redirectedVariable+"="+path)
+	cmd := redirected(t, m, path)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -128,6 +123,18 @@ func (w *wired) proxy(t *testing.T, m *netnstest.Machine, id fmt.Stringer, trans
 		t.Fatalf("proxy did not start: %q, %v", line, err)
 	}
 	return rules
+}
+
+// redirected is the command of a proxy on a machine, by its file.
+func redirected(t *testing.T, m *netnstest.Machine, path string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := m.Command(context.WithoutCancel(t.Context()), self)
+	cmd.Env = append(os.Environ(), redirectedVariable+"="+path)
+	return cmd
 }
 
 func setup(t *testing.T, m *netnstest.Machine, r intercept.Rules) {

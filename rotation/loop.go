@@ -17,7 +17,8 @@ type Renewer interface {
 	// Renew renews everything that is due at now and returns when to call
 	// it next. A zero time means "nothing is scheduled": the loop then waits
 	// for a wake. It handles its own errors and answers them with an earlier
-	// next time; it returns early when ctx ends.
+	// next time; it returns early when ctx ends. It is called at once when
+	// the clock was set back, and should then plan anew (SetBack).
 	Renew(ctx context.Context, now time.Time) (next time.Time)
 }
 
@@ -37,9 +38,10 @@ func Loop(ctx context.Context, r Renewer, wake <-chan struct{}) error {
 	}
 }
 
-// sleepUntil waits until the wall clock passes next or a wake comes. It
-// returns false when ctx ends.
+// sleepUntil waits until the wall clock passes next, or is set back, or a wake
+// comes. It returns false when ctx ends.
 func sleepUntil(ctx context.Context, timer *time.Timer, next time.Time, wake <-chan struct{}) bool {
+	began := time.Now()
 	for {
 		wait := maxSleep
 		if !next.IsZero() {
@@ -52,7 +54,8 @@ func sleepUntil(ctx context.Context, timer *time.Timer, next time.Time, wake <-c
 		case <-wake:
 			return true
 		case <-timer.C:
-			if !next.IsZero() && !time.Now().Round(0).Before(next) {
+			now := time.Now()
+			if SetBack(began.Add(now.Sub(began)), now) || !next.IsZero() && !now.Round(0).Before(next) {
 				return true
 			}
 		}

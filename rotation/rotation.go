@@ -31,6 +31,15 @@ func Due(issued, notAfter time.Time, jitter float64) time.Time {
 	return issued.Add(life/2 + time.Duration(jitter*float64(life)/10)).Round(0)
 }
 
+// clockStep is how far a clock may be set back without a credential of its
+// own becoming one of the future: what NotBefore is commonly backdated by.
+const clockStep = time.Minute
+
+// SetBack reports whether the clock that says now was set back since it said
+// then. What was issued then is not valid yet, and what was planned then is
+// late by as much.
+func SetBack(then, now time.Time) bool { return now.Round(0).Before(then.Round(0).Add(-clockStep)) }
+
 // Remaining returns which fraction of the lifetime is left at now, from 1 at
 // the issue to 0 at the end and after it.
 func Remaining(issued, notAfter, now time.Time) float64 {

@@ -89,6 +89,16 @@ func TestAMonthOfRotationsNeverExpires(t *testing.T) {
 	})
 }
 
+func TestAClockThatIsSetBackIsTold(t *testing.T) {
+	now := time.Now()
+	for d, want := range map[time.Duration]bool{0: false, time.Hour: false, -30 * time.Second: false, -61 * time.Second: true, -24 * time.Hour: true} {
+		// The monotonic clock of the two says nothing.
+		if got := SetBack(now, now.Round(0).Add(d)); got != want {
+			t.Errorf("%v: %v", d, got)
+		}
+	}
+}
+
 func TestAWakeRenewsAtOnceAndCancelEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())

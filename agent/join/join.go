@@ -113,10 +113,11 @@ func (n *Node) ID() identity.ID {
 // has joined.
 func (n *Node) TrustDomain() identity.TrustDomain { return n.ID().TrustDomain() }
 
-// Valid reports whether the node has a credential that has not expired.
+// Valid reports whether the node has a credential that has not expired, nor is
+// of the future, which it is when the clock was set back since.
 func (n *Node) Valid(now time.Time) bool {
 	c := n.creds.Load()
-	return c.HasSVID() && now.Before(c.SVID.NotAfter())
+	return c.HasSVID() && now.Before(c.SVID.NotAfter()) && !now.Before(c.SVID.Leaf().NotBefore)
 }
 
 // Renewed receives after the credential was replaced.

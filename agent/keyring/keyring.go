@@ -100,6 +100,7 @@ type entry struct {
 	subject Subject
 	svid    identity.SVID // zero until the first is issued
 	due     time.Time     // when to ask next
+	planned time.Time     // when due was set
 	attempt int           // tries since the last success
 	err     error         // of the last try, nil after a success
 	flying  bool
@@ -202,7 +203,7 @@ func (r *Ring) collect(now time.Time) (batch []*entry, next time.Time) {
 	for _, e := range r.entries {
 		switch {
 		case e.flying:
-		case e.due.After(now):
+		case e.due.After(now) && !rotation.SetBack(e.planned, now):
 			if next.IsZero() || e.due.Before(next) {
 				next = e.due
 			}
@@ -272,7 +273,7 @@ func (r *Ring) settle(ctx context.Context, batch []*entry, outcomes []outcome, n
 			e.svid, e.attempt = o.svid, 0
 			e.due = rotation.Due(o.svid.IssuedAt, o.svid.NotAfter(), rotation.Jitter())
 		}
-		e.flying, e.settled, e.err = false, true, o.err
+		e.flying, e.settled, e.err, e.planned = false, true, o.err, now
 		for l := range e.leases {
 			told[l] = true
 		}

@@ -121,6 +121,31 @@ func serial(t testing.TB, l *Lease, s Subject) string {
 	return svids[s].Serial()
 }
 
+func TestAClockThatWasSetBackRenewsEverythingOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *Ring, a *authority) {
+		l := r.Lease()
+		defer l.Close()
+		good, refused := subject(t, 1), subject(t, 2)
+		a.set(func() { a.refuse[refused.Registration], a.retry = errors.New("not now"), time.Hour })
+		l.Want([]Subject{good, refused})
+		time.Sleep(time.Second)
+		before, old := len(a.sent()), serial(t, &Lease{ring: r, wanted: []Subject{good}}, good)
+		r.Renew(t.Context(), time.Now().Add(-30*time.Second)) // less than a certificate is backdated by
+		synctest.Wait()
+		if n := len(a.sent()); n != before {
+			t.Fatalf("%d requests for nothing", n-before)
+		}
+		r.Renew(t.Context(), time.Now().Add(-3*time.Hour))
+		time.Sleep(time.Minute)
+		if sent := a.sent()[before:]; !slices.Equal(sent, []int{2}) {
+			t.Fatalf("sent %v, not both at once", sent)
+		}
+		if now := serial(t, &Lease{ring: r, wanted: []Subject{good}}, good); now == old {
+			t.Error("the SVID of the future is still served")
+		}
+	})
+}
+
 func TestAMonthOfRenewalsNeverServesAnExpiredSVID(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *Ring, a *authority) {
 		l := r.Lease()

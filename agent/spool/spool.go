@@ -66,6 +66,7 @@ type Spool struct {
 	bytes   int64
 	dropped uint64   // since the start
 	journal *journal // nil for memory alone
+	failing bool     // the journal's last write failed
 }
 
 type record struct {
@@ -120,13 +121,24 @@ func (s *Spool) Add(reporter string, events [][]byte, lost uint64) {
 		s.push(sh, added[len(added)-1])
 	}
 	if s.journal != nil {
-		if err := s.journal.append(sh, added); err != nil {
-			s.logger.Warn("connection records are in memory alone", "error", err)
-		}
+		s.write(sh, added)
 		s.trim(sh)
 	}
 	s.forget(sh)
 	s.poke()
+}
+
+// write puts records on disk, and says it once where that begins or ceases to
+// fail. It is guarded by s.mu.
+func (s *Spool) write(sh *share, added []record) {
+	err := s.journal.append(sh, added)
+	switch {
+	case err != nil && !s.failing:
+		s.logger.Warn("connection records are in memory alone", "error", err)
+	case err == nil && s.failing:
+		s.logger.Info("connection records are on disk again")
+	}
+	s.failing = err != nil
 }
 
 // Next waits for records, or a loss to report, and returns the oldest. The

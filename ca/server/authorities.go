@@ -217,6 +217,10 @@ func (s *Server) loadIntermediate(t *trust, now time.Time) (*ca.Authority, error
 		s.log.Warn("intermediate expired while no server ran; a new one is made", "not_after", chain[0].NotAfter)
 		return nil, nil
 	}
+	if setBack(chain[0], now) {
+		s.log.Warn("the clock was set back since the intermediate was made; a new one is made", "not_before", chain[0].NotBefore)
+		return nil, nil
+	}
 	a, err := ca.NewAuthority(s.cfg.TrustDomain, chain, t.rootCert, key, s.profiles(), now)
 	if err != nil {
 		return nil, fmt.Errorf("intermediate %s: %w", path, err)
@@ -298,6 +302,10 @@ func (s *Server) profiles() ca.Profiles {
 	}
 }
 
+// setBack reports whether this server's clock was set back since it issued a
+// certificate: it is not valid yet, nor anything that it signs.
+func setBack(c *x509.Certificate, now time.Time) bool { return now.Before(c.NotBefore) }
+
 // keeper renews the server's intermediate and its SVID when they are due.
 type keeper struct {
 	server   *Server
@@ -309,7 +317,7 @@ func (k *keeper) Renew(ctx context.Context, now time.Time) time.Time {
 	s := k.server
 	t := *s.trust.Load()
 	err := func() error {
-		if !now.Before(t.intermediateDue) {
+		if !now.Before(t.intermediateDue) || setBack(t.intermediate.Certificate(), now) {
 			a, err := s.makeIntermediate(ctx, &t, now, true)
 			if err != nil {
 				return err
@@ -318,7 +326,7 @@ func (k *keeper) Renew(ctx context.Context, now time.Time) time.Time {
 			renewed := t
 			s.trust.Store(&renewed)
 		}
-		if !now.Before(t.serverDue) {
+		if !now.Before(t.serverDue) || setBack(t.creds.SVID.Leaf(), now) {
 			next, err := s.withServerSVID(ctx, &t, now)
 			if err != nil {
 				return err

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -39,6 +41,33 @@ func eachTool(t *testing.T, f func(t *testing.T, h Host, here, there *netnstest.
 			here, there := netnstest.Pair(t, needs)
 			f(t, Host{Namespace: here.Name, Tool: tool}, here, there)
 		})
+	}
+	t.Run("iptables-legacy", func(t *testing.T) {
+		here, there := netnstest.Pair(t, "xtables-legacy-multi")
+		legacy(t, here)
+		f(t, Host{Namespace: here.Name, Tool: IPTables}, here, there)
+	})
+}
+
+// legacy makes iptables the one of before nftables for this test, as it is
+// where an administrator chose it.
+func legacy(t *testing.T, m *netnstest.Machine) {
+	t.Helper()
+	multi, err := find("xtables-legacy-multi")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, family := range []string{"iptables", "ip6tables"} {
+		for _, act := range []string{"", "-save", "-restore"} {
+			if err := os.Symlink(multi, filepath.Join(dir, family+act)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	if out, err := m.Command(t.Context(), "iptables", "-t", "nat", "-S").CombinedOutput(); err != nil {
+		t.Skipf("the kernel has no ip_tables: %s", out)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -57,29 +58,36 @@ type Process struct {
 	done chan struct{}
 }
 
-var build struct {
-	once sync.Once
-	path string
-	err  error
+// built are the directories of binaries, which Tests removes.
+var built struct {
+	sync.Mutex
+	dirs []string
 }
 
-// binary builds the static binary once for a test process.
-func binary() (string, error) {
-	build.once.Do(func() {
-		dir, err := os.MkdirTemp("", "avalbin")
-		if err != nil {
-			build.err = err
-			return
-		}
-		build.path = filepath.Join(dir, "aval")
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", build.path, "github.com/aval-id/aval/cmd/aval")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			build.err = fmt.Errorf("build: %w\n%s", err, out)
-		}
-		build.err = errors.Join(build.err, os.Chmod(dir, 0o755))
-	})
-	return build.path, build.err
+// standard builds the static binary once for a test process.
+var standard = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "avalbin")
+	if err != nil {
+		return "", err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return "", err
+	}
+	return compile(dir)
+})
+
+// compile builds the binary in a directory that is removed with it.
+func compile(dir string, flags ...string) (string, error) {
+	built.Lock()
+	built.dirs = append(built.dirs, dir)
+	built.Unlock()
+	path := filepath.Join(dir, "aval")
+	cmd := exec.Command("go", slices.Concat([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", path}, flags, []string{"github.com/aval-id/aval/cmd/aval"})...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return path, nil
 }
 
 // Tests are a package's tests, which remove the binary that they built. A
@@ -89,8 +97,8 @@ type Tests struct{ M *testing.M }
 // Run runs the tests and returns the exit code.
 func (t Tests) Run() int {
 	code := t.M.Run()
-	if build.path != "" {
-		os.RemoveAll(filepath.Dir(build.path))
+	for _, dir := range built.dirs {
+		os.RemoveAll(dir)
 	}
 	return code
 }
@@ -98,7 +106,7 @@ func (t Tests) Run() int {
 // New makes a fleet with a directory and addresses, and starts nothing.
 func New(t testing.TB) *Fleet {
 	t.Helper()
-	path, err := binary()
+	path, err := standard()
 	Must(t, err)
 	dir, err := os.MkdirTemp("", "aval") // short: socket paths have 108 bytes
 	Must(t, err)

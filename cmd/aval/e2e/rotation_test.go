@@ -30,7 +30,11 @@ type shop struct {
 
 func newShop(t *testing.T, ttl string, serverArgs ...string) *shop {
 	t.Helper()
-	f := avaltest.New(t)
+	return shopOf(t, avaltest.New(t), ttl, serverArgs...)
+}
+
+func shopOf(t *testing.T, f *avaltest.Fleet, ttl string, serverArgs ...string) *shop {
+	t.Helper()
 	s := &shop{Fleet: f, outbound: avaltest.FreeAddress(t), inbound: avaltest.FreeAddress(t)}
 	s.app = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) }))
 	t.Cleanup(s.app.Close)
@@ -121,6 +125,9 @@ func TestThirtySecondLifetimesUnderLoadFailNoRequest(t *testing.T) {
 	s.Aval("audit", "verify", "--data-dir", s.ServerDir)
 }
 
+// nobody is a policy that lets no one call api.
+const nobody = "apiVersion: aval.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: nobody, namespace: shop}\nspec: {selector: {matchLabels: {app: api}}}\n"
+
 func TestAnyOrderOfStartsEndsWell(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts processes")
@@ -149,7 +156,7 @@ func TestAnyOrderOfStartsEndsWell(t *testing.T) {
 		}
 	}
 	s.StartAgentWith("n1", avaltest.Token{})
-	s.Apply("apiVersion: aval.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: nobody, namespace: shop}\nspec: {selector: {matchLabels: {app: api}}}\n")
+	s.Apply(nobody)
 	s.Await("a policy of after the restart holds", func() bool { return s.call(nil) != nil })
 }
 
