@@ -81,7 +81,7 @@ func (p *Proxy) recordEnd(l *link, now time.Time) {
 func (l *link) moved() (in, out uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.far != nil {
+	if out = l.served.Load(); l.far != nil {
 		out = l.far.moved.Load()
 	}
 	return l.near.moved.Load(), out
