@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/identity"
+	"github.com/aval-id/aval/proxy/request"
 )
 
 // life is what the record of the end repeats of the beginning, so that the
@@ -22,11 +24,22 @@ type life struct {
 	destination, policy        string
 	protocol                   string
 	port                       uint16
+	pair                       *request.Pair
 }
 
-// begin remembers the record e of the link's beginning.
-func (l *link) begin(e *audit.Event, source netip.AddrPort) {
+// remember keeps what the record of the end repeats of e, and counts the
+// beginning.
+func (p *Proxy) remember(l *link, e *audit.Event, source netip.AddrPort) {
+	client, _ := identity.ParseID(e.ClientID) // zero in plaintext
+	server, _ := identity.ParseID(e.ServerID)
+	by := request.ByDestination
+	if e.Direction == audit.DirectionOutbound {
+		by = request.BySource
+	}
+	pair := p.requestMetrics.Pairs.Of(client, server, by)
+	pair.Opened()
 	l.life.Store(&life{
+		pair:  pair,
 		began: e.Time, direction: e.Direction, transport: e.Transport,
 		clientID: e.ClientID, serverID: e.ServerID, clientSerial: e.ClientSerial, serverSerial: e.ServerSerial,
 		source: source, destination: e.Destination, policy: e.Policy, protocol: e.Protocol, port: e.Port,
@@ -39,7 +52,7 @@ func (l *link) because(reason audit.Reason) { l.ending.CompareAndSwap(nil, &reas
 
 // recordBeginning records that a connection was let in.
 func (p *Proxy) recordBeginning(l *link, e *audit.Event, source netip.AddrPort) {
-	l.begin(e, source)
+	p.remember(l, e, source)
 	p.record(e, source)
 }
 
@@ -59,6 +72,7 @@ func (p *Proxy) recordEnd(l *link, now time.Time) {
 		e.Reason = *reason
 	}
 	e.BytesIn, e.BytesOut = l.moved()
+	a.pair.Closed(e.BytesIn, e.BytesOut)
 	p.reporter.add(e, a.source.Addr())
 }
 
@@ -67,7 +81,7 @@ func (p *Proxy) recordEnd(l *link, now time.Time) {
 func (l *link) moved() (in, out uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.far != nil {
+	if out = l.served.Load(); l.far != nil {
 		out = l.far.moved.Load()
 	}
 	return l.near.moved.Load(), out

@@ -20,6 +20,7 @@ import (
 // far side was dialled.
 type link struct {
 	near      *raw
+	served    atomic.Uint64 // bytes to the dialling side, where requests are judged by themselves
 	direction string
 	target    string // what its listener forwards to or dials
 	source    netip.AddrPort

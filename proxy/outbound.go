@@ -95,7 +95,7 @@ func (c *call) handshake(far *raw) bool {
 	e := c.event(audit.VerdictAllowed, audit.ReasonAllowed)
 	e.Destination, e.ServerID, e.ServerSerial = addrOf(far.RemoteAddr()).String(), peer.ID.String(), peer.Serial
 	negotiated(e, conn.ConnectionState())
-	c.l.begin(e, c.source)
+	c.p.remember(c.l, e, c.source)
 	c.l.meet(peer, conn.ConnectionState())
 	c.p.forward(c.l, half{raw: c.l.near}, half{raw: far, tls: conn, heard: c.await(e)})
 	return true
@@ -128,7 +128,9 @@ func (c *call) await(e *audit.Event) func(error) {
 			}
 			refused.Reason = audit.ReasonReset
 		}
-		c.l.life.Store(nil) // it never began
+		if began := c.l.life.Swap(nil); began != nil { // it never did
+			began.pair.Closed(0, 0)
+		}
 		c.p.record(&refused, c.source)
 	}
 }

@@ -27,6 +27,7 @@ type Proxy struct {
 	verifier *mtls.Verifier
 	metrics  *metrics
 	reporter *reporter
+	callers  *callers
 	sources  *sources.Sources
 	memory   *memory
 
@@ -100,6 +101,7 @@ func New(cfg Config) (*Proxy, error) {
 	p.announcer.due = make(chan struct{}, 1)
 	p.metrics = newMetrics(p)
 	p.reporter = newReporter(cfg.Limits.MaxRecords, cfg.Records.Every, p.log, p.metrics)
+	p.callers = newCallers(p.reporter.add)
 	if err := p.newServer(); err != nil {
 		return nil, fmt.Errorf("proxy config: %w", err)
 	}
@@ -139,7 +141,12 @@ func (p *Proxy) Run(ctx context.Context) error {
 	streams.Go(func() { p.endExemptions(work) })
 	streams.Go(func() { p.sweep(work) })
 	streams.Go(func() { p.serveAdmin(work, admin) })
+	searching, found := context.WithCancel(work)
+	var search sync.WaitGroup
+	search.Go(func() { p.callers.run(searching) })
 	err = p.serve(ctx)
+	found()
+	search.Wait() // the last records are the reporter's
 	stop()
 	streams.Wait()
 	return err

@@ -40,10 +40,14 @@ func (p *Proxy) event(now time.Time, direction string, verdict audit.Verdict, re
 	return e
 }
 
-// record counts the record and queues it.
+// record counts the record and queues it, or has it wait for its client's
+// process to be found.
 func (p *Proxy) record(e *audit.Event, source netip.AddrPort) {
 	p.metrics.connections.WithLabelValues(e.Direction, e.Transport, string(e.Verdict), e.Reason).Inc()
-	p.reporter.add(e, source.Addr())
+	destination, _ := netip.ParseAddrPort(e.Destination)
+	if !p.callers.offer(e, source, destination) {
+		p.reporter.add(e, source.Addr())
+	}
 }
 
 // decided adds how the policies came to their decision.

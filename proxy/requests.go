@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/aval-id/aval/audit"
@@ -257,28 +258,36 @@ func (v *visit) handOver(a admission, d policy.Decision, conn *tls.Conn, ahead [
 			peer.Hash = hex.EncodeToString(sum[:])
 		}
 	}
-	if len(ahead) > 0 {
-		nc = &rewound{Conn: nc, ahead: ahead}
-	}
 	l, now := v.l, time.Now()
 	l.opened.Store(&now)
+	nc = &rewound{Conn: nc, ahead: ahead, in: &l.near.moved, out: &l.served}
 	v.p.requests.Serve(nc, peer, func() { v.p.finish(l) })
 	return true
 }
 
-// rewound gives back what was read ahead of a TLS connection.
+// rewound gives back what was read ahead of a connection, and counts what
+// passes.
 type rewound struct {
 	net.Conn
-	ahead []byte
+	ahead   []byte
+	in, out *atomic.Uint64
 }
 
-func (r *rewound) Read(b []byte) (int, error) {
+func (r *rewound) Read(b []byte) (n int, err error) {
 	if len(r.ahead) > 0 {
-		n := copy(b, r.ahead)
+		n = copy(b, r.ahead)
 		r.ahead = r.ahead[n:]
-		return n, nil
+	} else {
+		n, err = r.Conn.Read(b)
 	}
-	return r.Conn.Read(b)
+	r.in.Add(uint64(n))
+	return n, err
+}
+
+func (r *rewound) Write(b []byte) (int, error) {
+	n, err := r.Conn.Write(b)
+	r.out.Add(uint64(n))
+	return n, err
 }
 
 // CloseWrite tells the peer that no more will come.

@@ -65,6 +65,10 @@ type portLedger struct {
 	// unnamed are visitors beyond the bound, by cause and whether they were
 	// admitted.
 	unnamed map[visitor]*sighting
+	// asked is what clients without identity asked for, by their address.
+	asked map[netip.Addr]*askedFor
+	// processes are those that came as a visitor, where that is known.
+	processes map[visitor]counts
 }
 
 // placeLedger is what came to one place.
@@ -83,6 +87,7 @@ type ledger struct {
 	losses    map[string]*sighting                // guarded by mu: lost records, by node
 	addresses map[netip.Addr]map[string]time.Time // guarded by mu: identities that were seen at an address, and when
 	sightings int                                 // guarded by mu
+	targets   int                                 // guarded by mu: targets of requests that are kept
 	overflow  uint64                              // guarded by mu: records of places beyond the bound
 	reading   bool                                // guarded by mu: the log of before the start is still being read
 	fault     string                              // guarded by mu: why that failed
@@ -113,6 +118,9 @@ func (l *ledger) add(e *audit.Event, now time.Time) {
 	case e.Kind == audit.KindLoss && e.Node != "":
 		l.lose(e.Node, last, e.Lost)
 		return
+	case e.Kind == audit.KindRequest:
+		l.ask(e, n)
+		return
 	case e.Kind != audit.KindConnection:
 		return
 	}
@@ -134,7 +142,9 @@ func (l *ledger) add(e *audit.Event, now time.Time) {
 		l.places[place{e.ServerID, e.Node}] = p
 	}
 	p.all.add(first, last, n)
-	l.visit(p.port(e.Port), v, first, last, n)
+	port := p.port(e.Port)
+	l.visit(port, v, first, last, n)
+	l.hold(port, v, e.ClientProcess, n)
 }
 
 func earlier(a, b time.Time) time.Time {

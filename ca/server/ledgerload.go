@@ -82,6 +82,9 @@ type seen struct {
 type portView struct {
 	all      sighting
 	visitors []seen
+	asked    map[netip.Addr]askedFor
+	// processes are those that came as a visitor, where that is known.
+	processes map[visitor]counts
 }
 
 // ledgerView is a copy of what is known of one identity.
@@ -128,10 +131,16 @@ func (l *ledger) view(id string, nodes []string, entitled func(node string) bool
 func (v *ledgerView) add(n uint16, from *portLedger) {
 	port := v.ports[n]
 	if port == nil {
-		port = &portView{}
+		port = &portView{asked: map[netip.Addr]askedFor{}, processes: map[visitor]counts{}}
 		v.ports[n] = port
 	}
 	port.all.add(from.all.first, from.all.last, from.all.count)
+	for source, a := range from.asked {
+		port.asked[source] = port.asked[source].plus(a)
+	}
+	for who, c := range from.processes {
+		port.processes[who] = port.processes[who].plus(c)
+	}
 	for unnamed, m := range map[bool]map[visitor]*sighting{false: from.visitors, true: from.unnamed} {
 		for who, s := range m {
 			port.visitors = append(port.visitors, seen{who, *s, unnamed})

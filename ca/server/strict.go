@@ -194,12 +194,17 @@ func (q *inquiry) judgePort(reg identity.Registration, set *policy.Set, exempt *
 		}
 		if v.cause == causePlaintext || v.cause == causeForeignTLS {
 			c.Exception = exempt.Covering(v.source, number, q.now)
+			asked := from.asked[v.source]
+			c.Requests, c.RequestCount = asked.targets.most(), asked.count
 		}
 		if v.admitted && v.cause != causeMTLS && c.Exception == "" {
 			out.CleanSince = max(out.CleanSince, c.LastSeen)
 			if c.Breaks = !v.last.Before(since); c.Breaks {
 				breaking++
 			}
+		}
+		for _, process := range from.processes[v.visitor].most() {
+			c.Processes = append(c.Processes, fmt.Sprintf("%s (%d times)", process, from.processes[v.visitor][process]))
 		}
 		c.Known, c.Fix = q.advise(reg, view, v)
 		out.Clients = append(out.Clients, c)

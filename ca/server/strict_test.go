@@ -240,3 +240,55 @@ func FuzzAddressOf(f *testing.F) {
 		}
 	})
 }
+
+// asksFor is a record of plaintext requests to api.
+func asksFor(at time.Time, path string, n uint64) audit.Event {
+	return came(at, func(e *audit.Event) {
+		inPlaintext(e)
+		e.Kind, e.Method, e.Host, e.Path, e.Count, e.Source = audit.KindRequest, "GET", "api", path, n, "192.0.2.7"
+	})
+}
+
+func TestAPlaintextClientIsKnownByItsProcessAndWhatItAsksFor(t *testing.T) {
+	r := start(t, testConfig(shortDir(t)))
+	r.apply(t, registration("shop", "api", "/ns/shop/sa/api", ""))
+	s := r.join(t, "n1", nil).sync(t)
+	now := time.Now()
+	by := func(process string) audit.Event {
+		return came(now, func(e *audit.Event) { inPlaintext(e); e.ClientProcess = process })
+	}
+	s.report(t, 0, by("uid=5 unit=batch.service exe=/usr/bin/curl"), by("uid=6"), by("uid=6"), by(""),
+		asksFor(now, "/rare", 1), asksFor(now, "/often", 40), asksFor(now, "/rare", 1))
+	c := r.strict(t, "shop/api", time.Hour).GetPorts()[0].GetClients()[0]
+	if c.GetCount() != 4 || c.GetRequestCount() != 42 || !slices.Equal(c.GetRequests(), []string{"GET api/often", "GET api/rare"}) ||
+		!slices.Equal(c.GetProcesses(), []string{"uid=6 (2 times)", "uid=5 unit=batch.service exe=/usr/bin/curl (1 times)"}) {
+		t.Errorf("client: %v", c)
+	}
+}
+
+func TestWhatClientsAskForIsKeptWithinBounds(t *testing.T) {
+	l := newLedger()
+	now := time.Now()
+	for i := range 2 * maxPortClients {
+		source := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}).String()
+		for n := range 20 {
+			connection, request := came(now, inPlaintext), asksFor(now, fmt.Sprintf("/%d", n), 1)
+			connection.Source, connection.ClientProcess, connection.Node = source+":1", fmt.Sprintf("uid=%d", n), "node"
+			request.Source, request.Node = source, "node"
+			l.addAll([]audit.Event{connection, request}, now)
+		}
+	}
+	port := l.places[place{apiID, "node"}].ports[8080]
+	kept := 0
+	for _, a := range port.asked {
+		if kept += len(a.targets); a.count != 20 {
+			t.Errorf("%d requests of a client", a.count)
+		}
+	}
+	for _, c := range port.processes {
+		kept += len(c)
+	}
+	if kept != l.targets || kept > maxTargets || len(port.asked) > maxPortClients || len(port.processes) > maxPortClients {
+		t.Errorf("%d kept, %d counted, of %d and %d clients", kept, l.targets, len(port.asked), len(port.processes))
+	}
+}

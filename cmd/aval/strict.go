@@ -118,8 +118,11 @@ type strictClient struct {
 	FirstSeen time.Time `json:"first_seen"`
 	LastSeen  time.Time `json:"last_seen"`
 	Count     uint64    `json:"count"`
-	Exception string    `json:"exception,omitempty"` // that lets it in until it ends
-	Several   bool      `json:"several,omitempty"`   // it stands for clients beyond what the ledger tells apart
+	Exception string    `json:"exception,omitempty"`     // that lets it in until it ends
+	Processes []string  `json:"processes,omitempty"`     // on the machine of its proxy
+	Requests  []string  `json:"requests,omitempty"`      // what it asks for, the most first
+	Asked     uint64    `json:"request_count,omitempty"` // requests of its address on the port, in all
+	Several   bool      `json:"several,omitempty"`       // it stands for clients beyond what the ledger tells apart
 }
 
 func (c *cli) explainStrict(ctx context.Context, admin wire.AdminClient, req *wire.ExplainStrictRequest) error {
@@ -162,7 +165,7 @@ func toStrictWorkload(w *wire.StrictWorkload) strictWorkload {
 				Cause: v.GetCause(), Admitted: v.GetAdmitted(), Breaks: v.GetBreaks(), SPIFFEID: v.GetSpiffeId(), Source: v.GetSource(),
 				Protocol: v.GetProtocol(), Known: v.GetKnown(), Fix: v.GetFix(), FirstSeen: stamp(v.GetFirstSeen()),
 				LastSeen: stamp(v.GetLastSeen()), Count: v.GetCount(), Several: v.GetUnnamed(),
-				Exception: v.GetException(),
+				Exception: v.GetException(), Processes: v.GetProcesses(), Requests: v.GetRequests(), Asked: v.GetRequestCount(),
 			})
 		}
 		out.Ports = append(out.Ports, port)
@@ -244,6 +247,12 @@ func (c *cli) printStrictPort(p strictPort, now time.Time) {
 		fmt.Fprintf(c.out, "    %s: %s, %s, %d times, last %s\n", state, plain(orDash(who)), v.Cause, v.Count, ago(v.LastSeen, now))
 		if v.Known != "" {
 			fmt.Fprintf(c.out, "      %s\n", plain(v.Known))
+		}
+		for _, process := range v.Processes {
+			fmt.Fprintf(c.out, "      %s\n", plain(process))
+		}
+		if len(v.Requests) > 0 {
+			fmt.Fprintf(c.out, "      asks for %s (%s of this address)\n", plain(strings.Join(v.Requests, ", ")), plural(int(v.Asked), "request"))
 		}
 		if v.Fix != "" {
 			fmt.Fprintf(c.out, "      to do: %s\n", plain(v.Fix))

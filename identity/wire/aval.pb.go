@@ -5181,7 +5181,16 @@ type StrictClient struct {
 	Unnamed bool `protobuf:"varint,12,opt,name=unnamed,proto3" json:"unnamed,omitempty"`
 	// exception is the namespace/name of the PlaintextException that holds for
 	// it now; it breaks nothing until that ends.
-	Exception     string `protobuf:"bytes,13,opt,name=exception,proto3" json:"exception,omitempty"`
+	Exception string `protobuf:"bytes,13,opt,name=exception,proto3" json:"exception,omitempty"`
+	// requests are what a client without identity asked for most lately, as
+	// "METHOD host/path", and request_count how many requests of its address
+	// were recorded on the port in all.
+	Requests     []string `protobuf:"bytes,14,rep,name=requests,proto3" json:"requests,omitempty"`
+	RequestCount uint64   `protobuf:"varint,15,opt,name=request_count,json=requestCount,proto3" json:"request_count,omitempty"`
+	// processes are those on the reporting proxy's machine that came as this
+	// client, where that could be known, the most frequent first, as
+	// "uid=1000 unit=x.service exe=/usr/bin/x (12 times)".
+	Processes     []string `protobuf:"bytes,16,rep,name=processes,proto3" json:"processes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5305,6 +5314,27 @@ func (x *StrictClient) GetException() string {
 		return x.Exception
 	}
 	return ""
+}
+
+func (x *StrictClient) GetRequests() []string {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
+func (x *StrictClient) GetRequestCount() uint64 {
+	if x != nil {
+		return x.RequestCount
+	}
+	return 0
+}
+
+func (x *StrictClient) GetProcesses() []string {
+	if x != nil {
+		return x.Processes
+	}
+	return nil
 }
 
 type ProxyStatusRequest struct {
@@ -6613,7 +6643,7 @@ const file_aval_proto_rawDesc = "" +
 	"\vclean_since\x18\x05 \x01(\x03R\n" +
 	"cleanSince\x12 \n" +
 	"\vconnections\x18\x06 \x01(\x04R\vconnections\x124\n" +
-	"\aclients\x18\a \x03(\v2\x1a.aval.wire.v1.StrictClientR\aclients\"\xdb\x02\n" +
+	"\aclients\x18\a \x03(\v2\x1a.aval.wire.v1.StrictClientR\aclients\"\xba\x03\n" +
 	"\fStrictClient\x12\x14\n" +
 	"\x05cause\x18\x01 \x01(\tR\x05cause\x12\x1a\n" +
 	"\badmitted\x18\x02 \x01(\bR\badmitted\x12\x16\n" +
@@ -6629,7 +6659,10 @@ const file_aval_proto_rawDesc = "" +
 	" \x01(\x03R\blastSeen\x12\x14\n" +
 	"\x05count\x18\v \x01(\x04R\x05count\x12\x18\n" +
 	"\aunnamed\x18\f \x01(\bR\aunnamed\x12\x1c\n" +
-	"\texception\x18\r \x01(\tR\texception\"\x14\n" +
+	"\texception\x18\r \x01(\tR\texception\x12\x1a\n" +
+	"\brequests\x18\x0e \x03(\tR\brequests\x12#\n" +
+	"\rrequest_count\x18\x0f \x01(\x04R\frequestCount\x12\x1c\n" +
+	"\tprocesses\x18\x10 \x03(\tR\tprocesses\"\x14\n" +
 	"\x12ProxyStatusRequest\"\xd1\x05\n" +
 	"\x13ProxyStatusResponse\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x16\n" +

@@ -40,6 +40,7 @@ type conn struct {
 	net.Conn
 	peer  Peer
 	s     *Server
+	pair  *Pair
 	guard guard // the reader's
 
 	refused atomic.Bool // by the guard

@@ -173,6 +173,7 @@ func (e *exchange) end() {
 	took := time.Since(e.began)
 	e.s.metrics.open.Dec()
 	e.s.metrics.done(e.status, e.allowed, took)
+	e.c.pair.request(e.status, e.allowed, took)
 	if e.s.cfg.Access == nil {
 		return
 	}

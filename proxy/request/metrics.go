@@ -16,11 +16,26 @@ type Metrics struct {
 	seconds   prometheus.Histogram
 	malformed prometheus.Counter
 	open      prometheus.Gauge
+	// Pairs counts requests, and for the proxy connections, by pair of
+	// workloads.
+	Pairs *Pairs
+}
+
+// classes are the classes of a status, as labels have them.
+var classes = [...]string{"other", "1xx", "2xx", "3xx", "4xx", "5xx"}
+
+// classOf returns the place of a status among classes.
+func classOf(status int) int {
+	if class := status / 100; class >= 1 && class <= 5 {
+		return class
+	}
+	return 0
 }
 
 // NewMetrics returns metrics that are not registered yet.
 func NewMetrics() *Metrics {
 	m := &Metrics{
+		Pairs: newPairs(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "aval_proxy_requests_total",
 			Help: "Requests by the class of their status and by the verdict of the policies.",
@@ -39,7 +54,7 @@ func NewMetrics() *Metrics {
 			Help: "Requests being served now, upgraded connections included.",
 		}),
 	}
-	for i, class := range []string{"other", "1xx", "2xx", "3xx", "4xx", "5xx"} {
+	for i, class := range classes {
 		m.byClass[i].allowed = m.requests.WithLabelValues(class, "allowed")
 		m.byClass[i].denied = m.requests.WithLabelValues(class, "denied")
 	}
@@ -48,15 +63,12 @@ func NewMetrics() *Metrics {
 
 // Collectors returns the metrics for registration.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.seconds, m.malformed, m.open}
+	return append([]prometheus.Collector{m.requests, m.seconds, m.malformed, m.open}, m.Pairs.collectors()...)
 }
 
 // done counts a request that is over.
 func (m *Metrics) done(status int, allowed bool, took time.Duration) {
-	class := status / 100
-	if class < 1 || class > 5 {
-		class = 0
-	}
+	class := classOf(status)
 	if !allowed {
 		m.byClass[class].denied.Inc()
 		return

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/policy"
 )
 
@@ -138,7 +139,9 @@ func (s *Server) Run(ctx context.Context) error {
 // client or the server ends it, or its requests do; gone is then called once,
 // also where Run has ended meanwhile.
 func (s *Server) Serve(nc net.Conn, peer Peer, gone func()) {
-	c := &conn{Conn: nc, peer: peer, s: s, gone: gone, open: make(map[*exchange]struct{})}
+	own, _ := identity.ParseID(peer.Server)
+	c := &conn{Conn: nc, peer: peer, s: s, gone: gone, open: make(map[*exchange]struct{}),
+		pair: s.metrics.Pairs.Of(peer.Connection.Peer, own, ByDestination)}
 	s.mu.Lock()
 	s.conns[c] = struct{}{}
 	s.mu.Unlock()

@@ -61,6 +61,13 @@ func TestAPathPolicyIsSimulatedOnRecordedRequests(t *testing.T) {
 		}
 	}
 
+	self, err := os.Executable()
+	avaltest.Must(t, err)
+	table, _, _ := f.Run(nil, "explain", "strict", "shop/api", "--window", "1h")
+	if text := string(table); !strings.Contains(text, "exe="+self) || !strings.Contains(text, "asks for GET 127.0.0.1/stock (1 request of this address)") {
+		t.Errorf("explain strict does not name the plaintext client:\n%s", text)
+	}
+
 	policy := `apiVersion: aval.dev/v1alpha1
 kind: AuthorizationPolicy
 metadata: {name: paths, namespace: shop}
@@ -104,7 +111,7 @@ spec:
 	if who["spiffe://example.org/ns/shop/sa/web GET "+host+"/admin"] != 10 || who["plaintext from 127.0.0.1 GET "+host+"/stock"] != 1 {
 		t.Errorf("what breaks: %v\n%s", who, text)
 	}
-	table, _, _ := f.Run(nil, "policy", "simulate", "-f", file)
+	table, _, _ = f.Run(nil, "policy", "simulate", "-f", file)
 	if !strings.Contains(string(table), "requests: 11 would break, 0 would open, 20 stay, 10 undecided") || !strings.Contains(string(table), "GET "+host+"/admin: 10") {
 		t.Errorf("table:\n%s", table)
 	}

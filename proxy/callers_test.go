@@ -1,0 +1,66 @@
+// This file holds the tests of naming the process behind a connection.
+
+package proxy
+
+import (
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aval-id/aval/audit"
+)
+
+func TestAPlaintextClientOfThisMachineIsNamed(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	s.publish(t, mode("PERMISSIVE"))
+	_, in := s.inbound(t, echo(t), nil)
+	c := mustDial(t, in) // stays open meanwhile
+	if _, err := exchange(c, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := s.agent.waitFor(1, reason("inbound", audit.ReasonPlaintextAllowed))[0]
+	if !strings.HasPrefix(e.ClientProcess, "uid=") || !strings.HasSuffix(e.ClientProcess, "exe="+exe) {
+		t.Errorf("process: %q", e.ClientProcess)
+	}
+	// One with an identity needs no such name.
+	if _, err := exchange(s.dialTLS(t, in), "hello"); err != nil {
+		t.Fatal(err)
+	}
+	if e := s.agent.waitFor(1, reason("inbound", audit.ReasonAllowed))[0]; e.ClientProcess != "" {
+		t.Errorf("a proven peer has the process %q", e.ClientProcess)
+	}
+}
+
+func TestARecordNeverWaitsForRoomNorGetsLost(t *testing.T) {
+	var got []*audit.Event
+	c := newCallers(func(e *audit.Event, _ netip.Addr) { got = append(got, e) })
+	local := netip.MustParseAddrPort("127.0.0.1:1")
+	offered := 0
+	for range 2 * callersWaiting {
+		if c.offer(&audit.Event{Direction: audit.DirectionInbound}, local, local) {
+			offered++
+		}
+	}
+	if offered != callersWaiting {
+		t.Errorf("%d records wait", offered)
+	}
+	if c.offer(&audit.Event{Direction: audit.DirectionInbound}, netip.MustParseAddrPort("192.0.2.1:1"), local) {
+		t.Error("a client elsewhere is looked for here")
+	}
+	c.end()
+	if len(got) != offered || c.offer(&audit.Event{Direction: audit.DirectionInbound}, local, local) {
+		t.Errorf("%d of %d records went on", len(got), offered)
+	}
+	// A socket that is gone has no process, and its record goes on.
+	c.identify([]unknownCaller{{&audit.Event{Time: time.Now()}, local, local}}, true)
+	if len(got) != offered+1 || got[offered].ClientProcess != "" {
+		t.Errorf("the record of a socket that is gone: %+v", got[len(got)-1])
+	}
+}
