@@ -66,6 +66,8 @@ type fakeServer struct {
 	badEpoch  bool // deltas of another epoch come without a resync
 	logKey    ed25519.PrivateKey
 	afterSave func()
+	registry  bool // keeps the registry of endpoints
+	reports   []*wire.EndpointReport
 }
 
 func newFakeServer(t testing.TB, td *identitytest.TrustDomain) *fakeServer {
@@ -250,7 +252,7 @@ func (s *fakeServer) welcome(out chan *wire.ServerFrame, hello *wire.Hello) {
 	out <- &wire.ServerFrame{Frame: &wire.ServerFrame_Welcome{Welcome: &wire.Welcome{
 		Settings: &wire.Settings{TrustDomain: s.td.Name.String(), RootNamespace: "aval-system"},
 		Position: at, Clock: time.Now().UnixMilli(), ServerId: "spiffe://example.org/aval/server/server-1", Resync: resync,
-		Attributes: map[string]*wire.Values{"node.name": {Values: []string{"n1"}}},
+		Attributes: map[string]*wire.Values{"node.name": {Values: []string{"n1"}}}, Endpoints: s.registry,
 	}}}
 	d := &wire.Delta{Position: at, Complete: true, Reset_: resync || hello.GetHeld().GetEpoch() == 0, Bundles: []*wire.Bundle{wire.FromBundle(s.td.Bundle)}}
 	for _, key := range slices.SortedFunc(maps.Keys(s.docs), document.Key.Compare) {
@@ -264,6 +266,10 @@ func (s *fakeServer) take(out chan *wire.ServerFrame, f *wire.NodeFrame) {
 	case *wire.NodeFrame_Ack:
 		s.mu.Lock()
 		s.acks = append(s.acks, f.Ack)
+		s.mu.Unlock()
+	case *wire.NodeFrame_Endpoints:
+		s.mu.Lock()
+		s.reports = append(s.reports, f.Endpoints)
 		s.mu.Unlock()
 	case *wire.NodeFrame_Issue:
 		go func() {

@@ -41,6 +41,8 @@ type fakeAgent struct {
 	mute    bool // takes no records
 	denied  map[string]bool
 
+	registry fakeRegistry
+
 	server *grpc.Server
 	done   chan struct{}
 }

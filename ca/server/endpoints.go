@@ -113,13 +113,15 @@ func (s *Server) takeReports(ctx context.Context, sess *session) error {
 func (s *Server) takeReport(sess *session, r *wire.EndpointReport) {
 	now := time.Now()
 	refused := s.registry.Report(sess.node.ID(), r, now)
+	// Alike refusals are one record, which names the last: an address that is
+	// another node's rather than nobody's.
+	slices.SortStableFunc(refused, func(a, b registry.State) int {
+		return strings.Compare(a.Other.String(), b.Other.String())
+	})
 	for i, st := range refused {
 		if i == 0 {
 			s.log.Warn("endpoints of a node do not count", slog.String("node", sess.node.Name()), slog.Int("endpoints", len(refused)),
 				slog.String("first", st.Key.String()), slog.String("reason", st.Reason))
-		}
-		if st.Other.IsZero() {
-			continue // an address of nobody's harms nobody
 		}
 		s.refusals.note(AuthorityLog, sess.node.Name()+" endpoint", audit.Event{Time: now, Kind: audit.KindRefused, Verdict: audit.VerdictDenied,
 			Reason: ca.ReasonNotEntitled, Node: sess.node.ID().String(), SPIFFEID: st.ID.String(), Registration: st.Registration,
