@@ -57,8 +57,15 @@ func (p *Proxy) sweep(ctx context.Context) {
 			every = max(time.Millisecond, min(every, d/8))
 		}
 	}
+	var collector *pace
+	if p.cfg.PaceCollector {
+		collector = newPace()
+	}
 	for buried := time.Now(); rotation.Pause(ctx, every); {
 		p.memory.look(p.log.Warn)
+		if collector != nil {
+			collector.adjust()
+		}
 		now := time.Now()
 		if p.sweeps() {
 			p.sweepOnce(now)

@@ -38,7 +38,7 @@ var directions = []struct {
 func BenchmarkBulk(b *testing.B) {
 	s := newStage(b, "app")
 	sides := []side{s.start(b, "proxy", nil), s.start(b, "floor", nil)}
-	secure, _ := startPeers(b, s.job)
+	secure := startPeers(b, s.job).secure
 	for _, d := range directions {
 		b.Run(d.name, func(b *testing.B) {
 			compare(b, "a GB "+d.name+", mutual TLS", "s of CPU", map[string]float64{"floor": 1.05}, append(sides[:2:2], secure...),
@@ -53,7 +53,7 @@ func BenchmarkPlaintext(b *testing.B) {
 	s := newStage(b, "app")
 	s.agent.publish(nil)
 	sides := []side{s.start(b, "proxy", nil), s.start(b, "plain floor", nil)}
-	_, open := startPeers(b, s.job)
+	open := startPeers(b, s.job).plain
 	for _, d := range directions {
 		b.Run(d.name, func(b *testing.B) {
 			compare(b, "a GB "+d.name+", plaintext", "s of CPU", map[string]float64{"nginx": 0.3}, append(sides[:2:2], open...),
@@ -107,7 +107,7 @@ func bulk(b *testing.B, s side, dial dialled, ask byte) float64 {
 func BenchmarkPing(b *testing.B) {
 	s := newStage(b, "app")
 	sides := []side{s.start(b, "proxy", nil), s.start(b, "floor", nil)}
-	secure, _ := startPeers(b, s.job)
+	secure := startPeers(b, s.job).secure
 	sides = append(sides, secure...)
 	b.Run("cpu", func(b *testing.B) {
 		compare(b, "64 bytes there and back, 16 connections", "µs of CPU", nil, sides, func(side side) float64 {

@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"runtime/pprof"
 	"strings"
 	"syscall"
@@ -134,7 +133,6 @@ func (j job) tls() (*tls.Config, error) {
 }
 
 func childProxy(ctx context.Context, j job) error {
-	debug.SetGCPercent(proxy.GCPercent)
 	id, err := identity.ParseID(j.ID)
 	if err != nil {
 		return err
@@ -144,8 +142,8 @@ func childProxy(ctx context.Context, j job) error {
 		protocol = proxy.ProtocolHTTP
 	}
 	p, err := proxy.New(proxy.Config{Agent: j.Agent, Identity: id,
-		Inbound: []proxy.Inbound{{Listen: "127.0.0.1:0", Forward: j.App, Protocol: protocol}},
-		Limits:  proxy.Limits{Drain: time.Second}})
+		Inbound:       []proxy.Inbound{{Listen: "127.0.0.1:0", Forward: j.App, Protocol: protocol}},
+		PaceCollector: true, Limits: proxy.Limits{Drain: time.Second}})
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,8 +27,8 @@ const roundTime = time.Second
 func BenchmarkHandshake(b *testing.B) {
 	s := newStage(b, "app")
 	sides := []side{s.start(b, "proxy", nil), s.start(b, "floor", nil)}
-	secure, _ := startPeers(b, s.job)
-	all := append(sides[:2:2], secure...)
+	others := startPeers(b, s.job)
+	all := slices.Concat(sides, others.secure, others.noTickets)
 	for _, tt := range []struct {
 		name   string
 		peers  string

@@ -25,7 +25,7 @@ func BenchmarkIdle(b *testing.B) {
 	b.Run("few", func(b *testing.B) {
 		for b.Loop() {
 			s := newStage(b, "app")
-			secure, _ := startPeers(b, s.job)
+			secure := startPeers(b, s.job).secure
 			sides := []side{s.start(b, "proxy", nil), s.start(b, "floor", nil)}
 			base := sides[0].memory(b) / 1024
 			figures := s.idleRounds(b, 3, secure, fewIdle)
@@ -36,7 +36,7 @@ func BenchmarkIdle(b *testing.B) {
 	b.Run("many", func(b *testing.B) {
 		for b.Loop() {
 			s := newStage(b, "app")
-			secure, _ := startPeers(b, s.job)
+			secure := startPeers(b, s.job).secure
 			figures := s.idleRounds(b, 1, secure, manyIdle)
 			tell(b, fmt.Sprintf("an idle connection of %d", manyIdle), "KiB", map[string]float64{"floor": 0.5},
 				append([]side{{name: "aval"}, {name: "floor"}}, secure...), figures)
