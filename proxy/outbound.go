@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/mtls"
 )
 
@@ -25,6 +26,7 @@ const settleTime = 150 * time.Millisecond
 func (p *Proxy) serveOutbound(ctx context.Context, out *Outbound, l *link) bool {
 	now := time.Now()
 	c := &call{p: p, out: out, l: l, st: p.state.Load(), source: addrOf(l.near.RemoteAddr())}
+	defer c.release()
 	if c.st.expired(now) {
 		return c.fail(c.event(audit.VerdictDenied, audit.ReasonExpired), "the proxy's own SVID has ended")
 	}
@@ -56,13 +58,19 @@ type call struct {
 	source netip.AddrPort
 }
 
+// release lets go of what only the handshake needed, as visit.release does.
+func (c *call) release() { c.st = nil }
+
+// Credentials are those of the moment of accept, until the handshake is done.
+func (c *call) Credentials() *identity.Credentials { return c.st.Credentials() }
+
 // handshake proves the upstream's identity and forwards.
 func (c *call) handshake(far *raw) bool {
 	began := time.Now()
 	far.SetDeadline(began.Add(c.p.cfg.Limits.HandshakeTimeout))
 	var peer mtls.Peer
 	exact := mtls.ExactID(c.out.ID)
-	config := mtls.ClientConfig(c.st, c.p.verifier, func(p mtls.Peer, cs tls.ConnectionState) error {
+	config := mtls.ClientConfig(c, c.p.verifier, func(p mtls.Peer, cs tls.ConnectionState) error {
 		peer = p
 		return exact(p, cs)
 	})

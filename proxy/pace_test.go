@@ -1,3 +1,5 @@
+// This file holds the tests of the collector's pace.
+
 package proxy
 
 import (
