@@ -58,7 +58,7 @@ func (f Figure) write(w io.Writer) error {
 	var baseline, ratio, target string
 	if f.Beside != "" {
 		baseline = f.Beside + " " + number(f.Baseline)
-		ratio = strconv.FormatFloat(f.judged(), 'f', 2, 64) + "×"
+		ratio = times(f.judged()) + "×"
 	}
 	if f.Most != 0 {
 		target = "≤ " + number(f.Most)
@@ -79,6 +79,17 @@ func (f Figure) write(w io.Writer) error {
 // column pads to a width in runes, and keeps a space behind what is longer.
 func column(s string, width int) string {
 	return s + strings.Repeat(" ", max(1, width-utf8.RuneCountInString(s)))
+}
+
+// times has two decimals unless the ratio is far from one.
+func times(ratio float64) string {
+	switch {
+	case ratio < 0.1:
+		return strconv.FormatFloat(ratio, 'f', 4, 64)
+	case ratio < 100:
+		return strconv.FormatFloat(ratio, 'f', 2, 64)
+	}
+	return strconv.FormatFloat(ratio, 'f', 0, 64)
 }
 
 // number has three digits or all before the point.

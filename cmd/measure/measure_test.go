@@ -19,7 +19,7 @@ func TestAFigureSaysWhetherItHoldsItsTarget(t *testing.T) {
 		{Figure{What: "handshake", Unit: "µs of CPU", Ours: 1600, Beside: "nginx", Baseline: 3000, Most: 0.5},
 			"handshake µs of CPU aval 1600 nginx 3000 0.53× ≤ 0.50× MISSED"},
 		{Figure{What: "memory", Unit: "MiB", Ours: 20.04, Most: 30}, "memory MiB aval 20.0 ≤ 30.0 holds"},
-		{Figure{What: "latency", Unit: "µs", Ours: 0.5, Beside: "floor", Baseline: 9.876}, "latency µs aval 0.500 floor 9.88 0.05×"},
+		{Figure{What: "latency", Unit: "µs", Ours: 0.5, Beside: "floor", Baseline: 9.876}, "latency µs aval 0.500 floor 9.88 0.0506×"},
 	} {
 		var out strings.Builder
 		if err := tt.figure.write(&out); err != nil {

@@ -20,42 +20,43 @@ const (
 )
 
 // BenchmarkIdle is resident memory of the serving process for each connection
-// that has said one byte and idles, and without any connection.
+// that has said one byte and idles, and without any connection. Each round
+// has new processes, since what is freed isn't given back.
 func BenchmarkIdle(b *testing.B) {
-	b.Run("few", func(b *testing.B) {
+	s := newStage(b, "app")
+	sides := []side{{name: "aval"}, {name: "floor"}}
+	starts := []func() side{
+		func() side { return s.start(b, "proxy", nil) },
+		func() side { return s.start(b, "floor", nil) },
+	}
+	for _, p := range installed() {
+		sides = append(sides, side{name: p.program})
+		starts = append(starts, func() side {
+			var f foreign
+			p.start(b, s.job, &f)
+			return f.secure[0]
+		})
+	}
+	b.Run("none", func(b *testing.B) {
 		for b.Loop() {
-			s := newStage(b, "app")
-			secure := startPeers(b, s.job).secure
-			sides := []side{s.start(b, "proxy", nil), s.start(b, "floor", nil)}
-			base := sides[0].memory(b) / 1024
-			figures := s.idleRounds(b, 3, secure, fewIdle)
-			tell(b, fmt.Sprintf("an idle connection of %d", fewIdle), "KiB", map[string]float64{"floor": 0.5}, append(sides, secure...), figures)
-			measure.Figure{What: "the proxy without connections", Unit: "MiB", Ours: base, Most: 30}.Tell(b)
+			measure.Figure{What: "the proxy without connections", Unit: "MiB", Ours: s.start(b, "proxy", nil).memory(b) / 1024, Most: 30}.Tell(b)
 		}
 	})
-	b.Run("many", func(b *testing.B) {
-		for b.Loop() {
-			s := newStage(b, "app")
-			secure := startPeers(b, s.job).secure
-			figures := s.idleRounds(b, 1, secure, manyIdle)
-			tell(b, fmt.Sprintf("an idle connection of %d", manyIdle), "KiB", map[string]float64{"floor": 0.5},
-				append([]side{{name: "aval"}, {name: "floor"}}, secure...), figures)
-		}
-	})
-}
-
-// idleRounds measures proxy and floor, each a new process in each round, and
-// the others.
-func (s *stage) idleRounds(b *testing.B, rounds int, others []side, connections int) []float64 {
-	b.Helper()
-	var turns []func() float64
-	for _, role := range []string{"proxy", "floor"} {
-		turns = append(turns, func() float64 { return s.idle(b, s.start(b, role, nil), connections) })
+	for _, tt := range []struct {
+		name                string
+		rounds, connections int
+	}{{"few", 3, fewIdle}, {"many", 1, manyIdle}} {
+		b.Run(tt.name, func(b *testing.B) {
+			for b.Loop() {
+				var turns []func() float64
+				for _, start := range starts {
+					turns = append(turns, func() float64 { return s.idle(b, start(), tt.connections) })
+				}
+				tell(b, fmt.Sprintf("an idle connection of %d", tt.connections), "KiB", map[string]float64{"floor": 0.5},
+					sides, measure.Interleave(tt.rounds, turns...))
+			}
+		})
 	}
-	for _, o := range others {
-		turns = append(turns, func() float64 { return s.idle(b, o, connections) })
-	}
-	return measure.Interleave(rounds, turns...)
 }
 
 // idle returns the KiB of each connection, and closes them.

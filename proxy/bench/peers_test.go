@@ -155,19 +155,18 @@ func (j job) keyPEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: j.Key})
 }
 
-// peers are the foreign programs.
-var peers = []struct {
+// peer is a foreign program.
+type peer struct {
 	program string
 	start   func(*testing.B, job, *foreign)
-}{{"nginx", startNginx}, {"haproxy", startHAProxy}}
+}
 
 var tellVersions sync.Once
 
-// startPeers starts what is installed, and says once what that is.
-func startPeers(b *testing.B, j job) (f foreign) {
-	b.Helper()
+// installed returns the peers that can be run, and says once what they are.
+func installed() (all []peer) {
 	versions := []string{runtime.Version()}
-	for _, p := range peers {
+	for _, p := range []peer{{"nginx", startNginx}, {"haproxy", startHAProxy}} {
 		out, err := exec.Command(p.program, "-v").CombinedOutput()
 		if err != nil {
 			versions = append(versions, fmt.Sprintf("%s cannot be run (%v): .ci/setup installs it", p.program, err))
@@ -175,8 +174,17 @@ func startPeers(b *testing.B, j job) (f foreign) {
 		}
 		first, _, _ := strings.Cut(string(out), "\n")
 		versions = append(versions, strings.TrimSpace(first))
-		p.start(b, j, &f)
+		all = append(all, p)
 	}
 	tellVersions.Do(func() { fmt.Printf("  %d cores; %s\n", runtime.NumCPU(), strings.Join(versions, "; ")) })
+	return all
+}
+
+// startPeers starts what is installed.
+func startPeers(b *testing.B, j job) (f foreign) {
+	b.Helper()
+	for _, p := range installed() {
+		p.start(b, j, &f)
+	}
 	return f
 }
