@@ -59,14 +59,14 @@ func (p *Proxy) sweep(ctx context.Context) {
 	}
 	var collector *pace
 	if p.cfg.PaceCollector {
-		collector = newPace()
+		collector = newPace(time.Now())
 	}
 	for buried := time.Now(); rotation.Pause(ctx, every); {
 		p.memory.look(p.log.Warn)
-		if collector != nil {
-			collector.adjust()
-		}
 		now := time.Now()
+		if collector != nil {
+			collector.adjust(now)
+		}
 		if p.sweeps() {
 			p.sweepOnce(now)
 		}
