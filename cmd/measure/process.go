@@ -85,7 +85,7 @@ func Children(tb testing.TB, pid int) []int {
 		if err != nil {
 			continue
 		}
-		for _, word := range strings.Fields(string(text)) {
+		for word := range strings.FieldsSeq(string(text)) {
 			child, err := strconv.Atoi(word)
 			if err != nil {
 				tb.Fatalf("%s: %v", list, err)

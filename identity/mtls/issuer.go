@@ -7,6 +7,7 @@ package mtls
 import (
 	"crypto/x509"
 	"encoding/asn1"
+	"slices"
 	"time"
 
 	"github.com/aval-id/aval/identity"
@@ -62,10 +63,8 @@ func (v *Verifier) rememberIssuer(key [32]byte, verified []*x509.Certificate) {
 	if key == ([32]byte{}) || len(authorities) < 2 {
 		return // a root signed the leaf: there is nothing to save
 	}
-	for _, c := range authorities {
-		if constrainsNames(c) {
-			return
-		}
+	if slices.ContainsFunc(authorities, constrainsNames) {
+		return
 	}
 	i := issuer{pool: x509.NewCertPool(), span: spanOf(authorities)}
 	i.pool.AddCert(authorities[0])

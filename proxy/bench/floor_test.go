@@ -16,44 +16,42 @@ var floorBuffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 // serveFloor terminates mutual TLS for ever.
 func serveFloor(l net.Listener, config *tls.Config, app string) error {
 	return serveEach(l, func(c net.Conn) {
-		near := tls.Server(c, config)
-		if near.Handshake() != nil {
-			return
+		if near := tls.Server(c, config); near.Handshake() == nil {
+			join(near, app, floorCopy)
 		}
-		far, err := net.Dial("tcp", app)
-		if err != nil {
-			return
-		}
-		defer far.Close()
-		var both sync.WaitGroup
-		both.Go(func() {
-			floorCopy(far, near)
-			far.(*net.TCPConn).CloseWrite()
-		})
-		floorCopy(near, far)
-		near.CloseWrite()
-		both.Wait()
 	})
 }
 
 // servePlainFloor forwards plaintext by io.Copy, which splices from the first
 // byte.
 func servePlainFloor(l net.Listener, app string) error {
-	return serveEach(l, func(near net.Conn) {
-		far, err := net.Dial("tcp", app)
-		if err != nil {
-			return
-		}
-		defer far.Close()
-		var both sync.WaitGroup
-		both.Go(func() {
-			io.Copy(far, near)
-			far.(*net.TCPConn).CloseWrite()
-		})
-		io.Copy(near, far)
-		near.(*net.TCPConn).CloseWrite()
-		both.Wait()
+	return serveEach(l, func(c net.Conn) {
+		join(c.(*net.TCPConn), app, func(dst io.Writer, src io.Reader) { io.Copy(dst, src) })
 	})
+}
+
+// halfCloser is a connection of which one direction can end.
+type halfCloser interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// join dials the application and copies both ways.
+func join(near halfCloser, app string, move func(io.Writer, io.Reader)) {
+	c, err := net.Dial("tcp", app)
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	far := c.(*net.TCPConn)
+	var both sync.WaitGroup
+	both.Go(func() {
+		move(far, near)
+		far.CloseWrite()
+	})
+	move(near, far)
+	near.CloseWrite()
+	both.Wait()
 }
 
 // serveEach serves each connection in a goroutine of its own.

@@ -114,6 +114,7 @@ func BenchmarkCrowd(b *testing.B) {
 	config := s.returning(tls.X25519)
 	crowded, empty := s.start(b, "proxy", nil), s.start(b, "proxy", nil)
 	defer s.hold(b, crowded, manyIdle)()
+	await(b, "each of them is in the record", func() bool { return s.agent.records.Load() >= manyIdle })
 	for b.Loop() {
 		var rates [2][]float64
 		var turns []func() float64
