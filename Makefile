@@ -31,8 +31,8 @@ check: $(TOOLS)/staticcheck ## format, vet, staticcheck, floors, unit tests with
 	$(TOOLS)/staticcheck ./...
 	$(GO) test -race -short ./...
 
-bench: build ## benchmarks: ratios against a baseline in the same run
-	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m -p 1 $$($(GO) list ./... | grep '/bench$$')
+bench: setup ## benchmarks: ratios against a baseline in the same run
+	.ci/bench
 
 FUZZTIME ?= 10s
 fuzz: ## each fuzz test for FUZZTIME

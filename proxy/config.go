@@ -78,6 +78,9 @@ type Config struct {
 	// means the standard output where it is nil.
 	AccessLog    bool
 	AccessWriter io.Writer
+	// PaceCollector lets Run set the garbage collector's target, for a process
+	// that is this proxy and nothing else.
+	PaceCollector bool
 	// Logger receives what operators need to know; nil discards it.
 	Logger *slog.Logger
 }
@@ -358,8 +361,3 @@ func socketPath(field, address string) (string, error) {
 	}
 	return path, nil
 }
-
-// GCPercent is the garbage collector's target that a process which is a proxy
-// and nothing else does best with: connections are many and small, and what a
-// handshake leaves behind should not stay for long.
-const GCPercent = 50

@@ -45,6 +45,7 @@ func (p *Proxy) serveInbound(ctx context.Context, in *Inbound, l *link) bool {
 	now := time.Now()
 	v := &visit{p: p, in: in, l: l, st: p.state.Load(), deadline: now.Add(p.cfg.Limits.HandshakeTimeout),
 		source: addrOf(l.near.RemoteAddr()), destination: l.destination()}
+	defer v.release()
 	if v.st.expired(now) {
 		return v.refuse(audit.ReasonExpired, "the proxy's own SVID has ended", v.undecided(), nil)
 	}
@@ -65,6 +66,14 @@ func (p *Proxy) serveInbound(ctx context.Context, in *Inbound, l *link) bool {
 	err := v.look(v.deadline)
 	return v.route(ctx, err, nil)
 }
+
+// release lets go of what only the verdict needed. The TLS connection holds
+// the visit by its configuration, and would keep a whole generation of
+// policies for as long as it lives.
+func (v *visit) release() { v.st, v.opening = nil, opening{} }
+
+// Credentials are those of the moment of accept, until the verdict.
+func (v *visit) Credentials() *identity.Credentials { return v.st.Credentials() }
 
 // look reads the client's first bytes until it knows what they are.
 func (v *visit) look(until time.Time) error {
@@ -209,7 +218,7 @@ func (v *visit) terminate(ctx context.Context, far *raw) bool {
 	began := time.Now()
 	d := v.undecided()
 	var peer mtls.Peer
-	config := mtls.ServerConfig(v.st, v.p.verifier, func(p mtls.Peer, cs tls.ConnectionState) error {
+	config := mtls.ServerConfig(v, v.p.verifier, func(p mtls.Peer, cs tls.ConnectionState) error {
 		// The name that the handshake read counts: a hello that the reader
 		// gave up on has one too.
 		peer, v.opening.hello.SNI = p, cs.ServerName

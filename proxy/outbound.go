@@ -32,6 +32,7 @@ func (p *Proxy) serveCall(ctx context.Context, c *call) bool {
 	now := time.Now()
 	l, out := c.l, c.out
 	c.st, c.source = p.state.Load(), addrOf(l.near.RemoteAddr())
+	defer c.release()
 	if c.st.expired(now) {
 		return c.fail(c.event(audit.VerdictDenied, audit.ReasonExpired), "the proxy's own SVID has ended")
 	}
@@ -65,13 +66,19 @@ type call struct {
 	source netip.AddrPort
 }
 
+// release lets go of what only the handshake needed, as visit.release does.
+func (c *call) release() { c.st = nil }
+
+// Credentials are those of the moment of accept, until the handshake is done.
+func (c *call) Credentials() *identity.Credentials { return c.st.Credentials() }
+
 // handshake proves the upstream's identity and forwards.
 func (c *call) handshake(far *raw) bool {
 	began := time.Now()
 	far.SetDeadline(began.Add(c.p.cfg.Limits.HandshakeTimeout))
 	var peer mtls.Peer
 	exact := mtls.AnyID(c.ids...)
-	config := mtls.ClientConfig(c.st, c.p.verifier, func(p mtls.Peer, cs tls.ConnectionState) error {
+	config := mtls.ClientConfig(c, c.p.verifier, func(p mtls.Peer, cs tls.ConnectionState) error {
 		peer = p
 		return exact(p, cs)
 	})

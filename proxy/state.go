@@ -40,7 +40,12 @@ func (s *state) end() time.Time             { return s.creds.SVID.NotAfter() }
 func (s *state) expired(now time.Time) bool { return !now.Before(s.end()) }
 
 // Credentials makes one state a mtls.Source.
-func (s *state) Credentials() *identity.Credentials { return s.creds }
+func (s *state) Credentials() *identity.Credentials {
+	if s == nil {
+		return nil
+	}
+	return s.creds
+}
 
 // newState builds the state that follows prev, which may be nil, or says why
 // the snapshot cannot replace it: whatever is missing or does not fit

@@ -57,9 +57,16 @@ func (p *Proxy) sweep(ctx context.Context) {
 			every = max(time.Millisecond, min(every, d/8))
 		}
 	}
+	var collector *pace
+	if p.cfg.PaceCollector {
+		collector = newPace(time.Now())
+	}
 	for buried := time.Now(); rotation.Pause(ctx, every); {
 		p.memory.look(p.log.Warn)
 		now := time.Now()
+		if collector != nil {
+			collector.adjust(now)
+		}
 		if p.sweeps() {
 			p.sweepOnce(now)
 		}

@@ -8,6 +8,7 @@ package bench
 import (
 	"context"
 	"crypto/ed25519"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -20,10 +21,14 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/cmd/measure"
 )
 
-// round is how long each side runs before the other has its turn.
-const round = 150 * time.Millisecond
+const (
+	// round is how long each side runs before the other has its turn.
+	round  = 150 * time.Millisecond
+	rounds = 9
+)
 
 var handshake = audit.Event{
 	Kind: audit.KindConnection, Verdict: audit.VerdictAllowed, Reason: audit.ReasonAllowed,
@@ -51,23 +56,25 @@ func record(b *testing.B, writers int) {
 		b.Fatal(err)
 	}
 	defer bare.Close()
-	var events, syncs, cpu, floor []float64
 	for b.Loop() {
-		before := cpuTime(b)
-		rate := appendLoop(b, bare, size)
-		floor = append(floor, float64((cpuTime(b)-before).Microseconds())/(rate*round.Seconds()))
-		syncs = append(syncs, rate)
-		before = cpuTime(b)
-		n, took := recordLoop(b, l, e, writers)
-		events = append(events, n/took.Seconds())
-		cpu = append(cpu, float64((cpuTime(b)-before).Microseconds())/n)
+		var cpu, floor []float64
+		rates := measure.Interleave(rounds,
+			func() float64 {
+				before := measure.OwnCPU(b)
+				n, took := recordLoop(b, l, e, writers)
+				cpu = append(cpu, float64((measure.OwnCPU(b)-before).Microseconds())/n)
+				return n / took.Seconds()
+			},
+			func() float64 {
+				before := measure.OwnCPU(b)
+				rate := appendLoop(b, bare, size)
+				floor = append(floor, float64((measure.OwnCPU(b)-before).Microseconds())/(rate*round.Seconds()))
+				return rate
+			})
+		what := fmt.Sprintf("durable events, %d writers", writers)
+		measure.Figure{What: what, Unit: "per second", Ours: rates[0], Beside: "bare syncs", Baseline: rates[1]}.Tell(b)
+		measure.Figure{What: what, Unit: "µs of CPU", Ours: measure.Median(cpu), Beside: "bare syncs", Baseline: measure.Median(floor)}.Tell(b)
 	}
-	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(median(events), "events/s")
-	b.ReportMetric(median(syncs), "bare-syncs/s")
-	b.ReportMetric(median(events)/median(syncs), "events/bare-sync")
-	b.ReportMetric(median(cpu), "cpu-µs/event")
-	b.ReportMetric(median(floor), "cpu-µs/bare-sync")
 }
 
 // appendLoop is the baseline: records a second.
@@ -110,9 +117,13 @@ func BenchmarkEncode(b *testing.B) {
 	e := audit.Entry{Event: handshake}
 	e.Time = time.Now()
 	var buf []byte
-	b.ReportAllocs()
+	const many = 100_000
 	for b.Loop() {
-		buf = e.AppendJSON(buf[:0])
+		before := measure.OwnCPU(b)
+		for range many {
+			buf = e.AppendJSON(buf[:0])
+		}
+		measure.Figure{What: "an event's JSON", Unit: "µs of CPU", Ours: float64((measure.OwnCPU(b) - before).Nanoseconds()) / 1e3 / many}.Tell(b)
 	}
 }
 
@@ -136,11 +147,12 @@ func BenchmarkVerify(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
+		began := time.Now()
 		if r, err := audit.Verify(dir, l.VerifierKey(), audit.VerifyOptions{}); err != nil || !r.Verified {
 			b.Fatal(err, r)
 		}
+		measure.Figure{What: "entries verified", Unit: "per second", Ours: entries / time.Since(began).Seconds()}.Tell(b)
 	}
-	b.ReportMetric(float64(entries)*float64(b.N)/b.Elapsed().Seconds(), "entries/s")
 }
 
 var dirs sync.Map // of testing.TB to the log's directory
@@ -178,17 +190,4 @@ func open(b *testing.B) *audit.Log {
 		l.Close()
 	})
 	return l
-}
-
-func cpuTime(b *testing.B) time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-func median(v []float64) float64 {
-	slices.Sort(v)
-	return v[len(v)/2]
 }

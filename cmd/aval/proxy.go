@@ -84,9 +84,7 @@ func (c *cli) runProxy(ctx context.Context, path string, o operation) error {
 	if err != nil {
 		return usage(fmt.Errorf("proxy: %w", err))
 	}
-	if c.lookup("GOGC") == "" {
-		debug.SetGCPercent(proxy.GCPercent)
-	}
+	cfg.PaceCollector = c.lookup("GOGC") == ""
 	p, err := proxy.New(cfg)
 	if err != nil {
 		return usage(err)

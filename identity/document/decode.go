@@ -6,10 +6,11 @@ package document
 import (
 	"encoding"
 	"fmt"
-	"maps"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -324,43 +325,57 @@ func (d *decoder) setStruct(n *node, v reflect.Value, path string) {
 		d.wrongType(n, v, path)
 		return
 	}
-	fields, names := structFields(v)
+	l := layoutOf(v.Type())
 	for _, f := range n.fields {
 		if len(d.errs) >= maxFaults {
 			return
 		}
-		target, ok := fields[f.name]
+		index, ok := l.fields[f.name]
 		if !ok {
-			e := &Error{File: d.file, Line: f.line, Field: dotted(path, f.name), Reason: "unknown field", Allowed: joined(names)}
-			if near := Nearest(f.name, names); near != "" {
+			e := &Error{File: d.file, Line: f.line, Field: dotted(path, f.name), Reason: "unknown field", Allowed: joined(l.names)}
+			if near := Nearest(f.name, l.names); near != "" {
 				e.Hint = suggestion(dotted(path, near))
 			}
 			d.errs = append(d.errs, e)
 			continue
 		}
-		d.set(f.value, target, dotted(path, f.name))
+		d.set(f.value, v.FieldByIndex(index), dotted(path, f.name))
 	}
 }
 
-// structFields returns the fields of v by their json names, those of embedded
-// structs too, and the names that are worth suggesting, in their order.
-func structFields(v reflect.Value) (map[string]reflect.Value, []string) {
-	fields, names := map[string]reflect.Value{}, []string(nil)
-	for sf, value := range v.Fields() {
+// layout is what a struct type looks like in a document.
+type layout struct {
+	fields map[string][]int // index paths by json name, embedded structs' too
+	names  []string         // those that are worth suggesting, in their order
+}
+
+// layouts has the layout of each type that was decoded into: there are few,
+// and looking at tags takes longer than all else.
+var layouts sync.Map
+
+func layoutOf(t reflect.Type) layout {
+	if known, ok := layouts.Load(t); ok {
+		return known.(layout)
+	}
+	l := layout{fields: make(map[string][]int)}
+	for sf := range t.Fields() {
 		name, _, _ := strings.Cut(sf.Tag.Get("json"), ",")
-		if sf.Anonymous && name == "" && value.Kind() == reflect.Struct {
-			inner, innerNames := structFields(value)
-			maps.Copy(fields, inner)
-			names = append(names, innerNames...)
+		if sf.Anonymous && name == "" && sf.Type.Kind() == reflect.Struct {
+			inner := layoutOf(sf.Type)
+			for name, index := range inner.fields {
+				l.fields[name] = append(slices.Clone(sf.Index), index...)
+			}
+			l.names = append(l.names, inner.names...)
 			continue
 		}
 		if name == "" || name == "-" || !sf.IsExported() {
 			continue
 		}
-		fields[name] = value
+		l.fields[name] = sf.Index
 		if sf.Type != typeUnsupported && sf.Type != typeIgnored {
-			names = append(names, name)
+			l.names = append(l.names, name)
 		}
 	}
-	return fields, names
+	layouts.Store(t, l)
+	return l
 }

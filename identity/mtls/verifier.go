@@ -60,12 +60,14 @@ const DefaultCacheSize = 4096
 
 // Verifier verifies chains and remembers the good ones by the whole chain,
 // the bundle's content and the purpose, until the earliest end of the chain.
-// Its zero value caches nothing. It is safe for concurrent use.
+// For a peer that is new it remembers the authorities above its leaf in the
+// same way. Its zero value caches nothing. It is safe for concurrent use.
 type Verifier struct {
 	size int
 
-	mu    sync.Mutex
-	cache map[[32]byte]cached // guarded by mu
+	mu      sync.Mutex
+	cache   map[[32]byte]cached // guarded by mu
+	issuers map[[32]byte]issuer // guarded by mu
 }
 
 type cached struct {
@@ -79,7 +81,7 @@ func NewVerifier(size int) *Verifier {
 	if size == 0 {
 		size = DefaultCacheSize
 	}
-	return &Verifier{size: size, cache: make(map[[32]byte]cached)}
+	return &Verifier{size: size, cache: make(map[[32]byte]cached), issuers: make(map[[32]byte]issuer)}
 }
 
 // Verify checks that chain (leaf first) is an X.509-SVID that a root of its
@@ -110,38 +112,62 @@ func (v *Verifier) Verify(chain []*x509.Certificate, creds *identity.Credentials
 	if hit, ok := v.lookup(key); ok && !now.Before(hit.start) && now.Before(hit.peer.NotAfter) {
 		return hit.peer, nil
 	}
-	verified, err := verifyChain(chain, bundle, purpose, now)
+	verified, err := v.verify(chain, bundle, purpose, now)
 	if err != nil {
 		return reject(reasonOf(leaf, err, now), fmt.Errorf("chain of %s: %w", id, err))
 	}
-	entry := cached{peer: Peer{ID: id, Serial: identity.Serial(leaf), NotAfter: leaf.NotAfter}, start: leaf.NotBefore}
-	for _, c := range verified {
-		if c.NotAfter.Before(entry.peer.NotAfter) {
-			entry.peer.NotAfter = c.NotAfter
-		}
-		if c.NotBefore.After(entry.start) {
-			entry.start = c.NotBefore
-		}
-	}
+	entry := cached{peer: Peer{ID: id, Serial: identity.Serial(leaf), NotAfter: verified.end}, start: verified.start}
 	v.remember(key, entry)
 	return entry.peer, nil
 }
 
-func verifyChain(chain []*x509.Certificate, bundle identity.Bundle, purpose Purpose, now time.Time) ([]*x509.Certificate, error) {
-	usage := x509.ExtKeyUsageClientAuth
-	if purpose == PurposeServer {
-		usage = x509.ExtKeyUsageServerAuth
+// span is the time in which every certificate of a verified chain is valid.
+type span struct{ start, end time.Time }
+
+func spanOf(chain []*x509.Certificate) span {
+	s := span{chain[0].NotBefore, chain[0].NotAfter}
+	for _, c := range chain[1:] {
+		s = s.within(span{c.NotBefore, c.NotAfter})
 	}
+	return s
+}
+
+// within returns the time that both have.
+func (s span) within(o span) span {
+	if o.start.After(s.start) {
+		s.start = o.start
+	}
+	if o.end.Before(s.end) {
+		s.end = o.end
+	}
+	return s
+}
+
+func (s span) holds(now time.Time) bool { return !now.Before(s.start) && now.Before(s.end) }
+
+// verify checks a chain, by its remembered issuer where there is one.
+// Whatever that doesn't accept is verified from the roots.
+func (v *Verifier) verify(chain []*x509.Certificate, bundle identity.Bundle, purpose Purpose, now time.Time) (span, error) {
+	above := v.issuerKey(chain, bundle, purpose)
+	if i, ok := v.issuer(above); ok && i.span.holds(now) {
+		if _, err := chain[0].Verify(i.options(purpose, now)); err == nil {
+			return spanOf(chain[:1]).within(i.span), nil
+		}
+	}
+	verified, err := verifyChain(chain, bundle, purpose, now)
+	if err != nil {
+		return span{}, err
+	}
+	v.rememberIssuer(above, verified)
+	return spanOf(verified), nil
+}
+
+func verifyChain(chain []*x509.Certificate, bundle identity.Bundle, purpose Purpose, now time.Time) ([]*x509.Certificate, error) {
 	intermediates := x509.NewCertPool()
 	for _, c := range chain[1:] {
 		intermediates.AddCert(c)
 	}
-	chains, err := chain[0].Verify(x509.VerifyOptions{
-		Roots:         bundle.Pool(),
-		Intermediates: intermediates,
-		CurrentTime:   now,
-		KeyUsages:     []x509.ExtKeyUsage{usage},
-	})
+	chains, err := chain[0].Verify(options(bundle.Pool(), intermediates, purpose, now))
 	if err != nil {
 		return nil, err
 	}
@@ -153,6 +179,14 @@ func verifyChain(chain []*x509.Certificate, bundle identity.Bundle, purpose Purp
 		}
 	}
 	return chains[0], nil
+}
+
+func options(roots, intermediates *x509.CertPool, purpose Purpose, now time.Time) x509.VerifyOptions {
+	usage := x509.ExtKeyUsageClientAuth
+	if purpose == PurposeServer {
+		usage = x509.ExtKeyUsageServerAuth
+	}
+	return x509.VerifyOptions{Roots: roots, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage}}
 }
 
 // reasonOf maps a verification error to a reason. Go reports an expired
@@ -190,16 +224,22 @@ func (v *Verifier) remember(key [32]byte, c cached) {
 	if v.size <= 0 {
 		return
 	}
-	if len(v.cache) >= v.size {
-		// Any entry may go: a lost one only costs a verification.
-		for k := range v.cache {
-			delete(v.cache, k)
-			if len(v.cache) < v.size*3/4 {
-				break
-			}
+	makeRoom(v.cache, v.size)
+	v.cache[key] = c
+}
+
+// makeRoom takes out of a full cache. Any entry may go: a lost one only costs
+// a verification.
+func makeRoom[V any](cache map[[32]byte]V, size int) {
+	if len(cache) < size {
+		return
+	}
+	for k := range cache {
+		delete(cache, k)
+		if len(cache) < size*3/4 {
+			break
 		}
 	}
-	v.cache[key] = c
 }
 
 // cacheKey binds the whole presented chain, the bundle's content and the

@@ -1,5 +1,5 @@
-// This file holds the processes that are measured: the test binary started
-// again as the floor or as a proxy, and what the kernel says they cost.
+// This file holds the processes that are the test binary started again: the
+// floor, the proxy, the application.
 
 package bench
 
@@ -15,30 +15,43 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
-	"strconv"
+	"runtime/pprof"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/aval-id/aval/cmd/measure"
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/proxy"
 )
 
 // job is what a child is told, as JSON in its environment.
 type job struct {
-	Role  string // "floor", "reverse" or "proxy"
-	App   string
-	Agent string
+	Role  string // one of the roles below
+	App   string // the application's address
+	Agent string // the agent's socket
 	ID    string
 	Chain [][]byte
 	Key   []byte
 	Roots [][]byte
 	HTTP  bool // the proxy judges requests
+	Cores int  // how many it may use; zero is all
 }
 
-const jobVariable = "AVAL_BENCH_JOB"
+// roles are what a child can be. Each serves the listener until it is closed.
+var roles = map[string]func(net.Listener, job) error{
+	"floor":       childFloor,
+	"plain floor": func(l net.Listener, j job) error { return servePlainFloor(l, j.App) },
+	"reverse":     childReverse,
+	"app":         func(l net.Listener, _ job) error { return serveApp(l) },
+	"web":         func(l net.Listener, _ job) error { return serveWeb(l) },
+}
+
+const (
+	jobVariable     = "AVAL_BENCH_JOB"
+	profileVariable = "AVAL_BENCH_PROFILE"
+)
 
 func TestMain(m *testing.M) {
 	if text := os.Getenv(jobVariable); text != "" {
@@ -63,44 +76,63 @@ func runChild(text string) error {
 		cancel()
 		time.AfterFunc(5*time.Second, func() { os.Exit(3) })
 	}()
-	if j.Role != "proxy" {
-		return childFloor(ctx, j)
+	if j.Role == "proxy" {
+		return profiled(func() error { return childProxy(ctx, j) })
 	}
-	return childProxy(ctx, j)
-}
-
-func childFloor(ctx context.Context, j job) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
 	context.AfterFunc(ctx, func() { l.Close() })
-	key, err := x509.ParsePKCS8PrivateKey(j.Key)
-	if err != nil {
-		return err
-	}
-	pool := x509.NewCertPool()
-	for _, der := range j.Roots {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			return err
-		}
-		pool.AddCert(c)
-	}
 	fmt.Println(l.Addr())
-	serve := serveFloor
-	if j.Role == "reverse" {
-		serve = serveReverse
-	}
-	err = serve(l, tls.Certificate{Certificate: j.Chain, PrivateKey: key.(crypto.Signer)}, pool, j.App)
+	err = roles[j.Role](l, j)
 	if ctx.Err() != nil {
 		return nil
 	}
 	return err
 }
 
+func childFloor(l net.Listener, j job) error {
+	config, err := j.tls()
+	if err != nil {
+		return err
+	}
+	return serveFloor(l, config, j.App)
+}
+
+func childReverse(l net.Listener, j job) error {
+	config, err := j.tls()
+	if err != nil {
+		return err
+	}
+	return serveReverse(l, config, j.App)
+}
+
+// tls is what a server without Aval has: the same certificates, and the
+// standard library's verification.
+func (j job) tls() (*tls.Config, error) {
+	key, err := x509.ParsePKCS8PrivateKey(j.Key)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	for _, der := range j.Roots {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
+		}
+		pool.AddCert(c)
+	}
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		Certificates:           []tls.Certificate{{Certificate: j.Chain, PrivateKey: key.(crypto.Signer)}},
+		ClientAuth:             tls.RequireAndVerifyClientCert,
+		ClientCAs:              pool,
+		SessionTicketsDisabled: true,
+	}, nil
+}
+
 func childProxy(ctx context.Context, j job) error {
-	debug.SetGCPercent(proxy.GCPercent)
 	id, err := identity.ParseID(j.ID)
 	if err != nil {
 		return err
@@ -110,8 +142,8 @@ func childProxy(ctx context.Context, j job) error {
 		protocol = proxy.ProtocolHTTP
 	}
 	p, err := proxy.New(proxy.Config{Agent: j.Agent, Identity: id,
-		Inbound: []proxy.Inbound{{Listen: "127.0.0.1:0", Forward: j.App, Protocol: protocol}},
-		Limits:  proxy.Limits{Drain: time.Second}})
+		Inbound:       []proxy.Inbound{{Listen: "127.0.0.1:0", Forward: j.App, Protocol: protocol}},
+		PaceCollector: true, Limits: proxy.Limits{Drain: time.Second}})
 	if err != nil {
 		return err
 	}
@@ -122,19 +154,61 @@ func childProxy(ctx context.Context, j job) error {
 	return p.Run(ctx)
 }
 
-// child is a running process.
-type child struct {
-	pid     int
-	address string
+// profiled runs f under the CPU profiler where a directory for profiles is
+// named.
+func profiled(f func() error) error {
+	dir := os.Getenv(profileVariable)
+	if dir == "" {
+		return f()
+	}
+	file, err := os.CreateTemp(dir, "proxy-*.pprof")
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if err := pprof.StartCPUProfile(file); err != nil {
+		return err
+	}
+	defer pprof.StopCPUProfile()
+	return f()
 }
 
-func startChild(b *testing.B, j job) child {
+// side is one of those that are measured: where it listens, and the processes
+// whose cost counts.
+type side struct {
+	name, address string
+	pids          []int
+}
+
+// cpu returns the processor time that the side has used.
+func (s side) cpu(b *testing.B) (total time.Duration) {
+	b.Helper()
+	for _, pid := range s.pids {
+		total += measure.CPU(b, pid)
+	}
+	return total
+}
+
+// memory returns the side's resident memory in KiB.
+func (s side) memory(b *testing.B) (total float64) {
+	b.Helper()
+	for _, pid := range s.pids {
+		total += measure.Resident(b, pid)
+	}
+	return total
+}
+
+// startChild runs the job under a name until the benchmark ends.
+func startChild(b *testing.B, name string, j job) side {
 	b.Helper()
 	text, err := json.Marshal(j)
 	if err != nil {
 		b.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0])
+	if j.Cores > 0 {
+		cmd = exec.Command("taskset", "-c", fmt.Sprintf("0-%d", j.Cores-1), os.Args[0])
+	}
 	cmd.Env = append(os.Environ(), jobVariable+"="+string(text))
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -155,49 +229,27 @@ func startChild(b *testing.B, j job) child {
 	})
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
-		b.Fatalf("%s says no address: %v", j.Role, err)
+		b.Fatalf("%s says no address: %v", name, err)
 	}
-	return child{cmd.Process.Pid, strings.TrimSpace(line)}
+	return side{name: name, address: strings.TrimSpace(line), pids: []int{cmd.Process.Pid}}
 }
 
-// cpu returns the processor time that the process has used.
-func (c child) cpu(b *testing.B) time.Duration {
+// scratch makes a directory with a short name, for sockets.
+func scratch(b *testing.B) string {
 	b.Helper()
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", c.pid))
+	dir, err := os.MkdirTemp("", "aval-bench")
 	if err != nil {
 		b.Fatal(err)
 	}
-	var total time.Duration
-	for _, t := range tasks {
-		text, err := os.ReadFile(t)
-		if err != nil {
-			continue
-		}
-		ns, err := strconv.ParseInt(strings.Fields(string(text))[0], 10, 64)
-		if err != nil {
-			b.Fatal(err)
-		}
-		total += time.Duration(ns)
-	}
-	return total
+	b.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
-// memory returns the process's own resident memory in KiB.
-func (c child) memory(b *testing.B) float64 {
+func write(b *testing.B, dir, name string, text []byte) string {
 	b.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", c.pid))
-	if err != nil {
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, text, 0o600); err != nil {
 		b.Fatal(err)
 	}
-	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, "Rss:"); ok {
-			kib, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
-			if err != nil {
-				b.Fatal(err)
-			}
-			return kib
-		}
-	}
-	b.Fatal("no resident memory in smaps_rollup")
-	return 0
+	return path
 }

@@ -1,3 +1,17 @@
-// Package bench measures the proxy against the floor: a plain crypto/tls copy
-// loop. It has no code but its tests and is imported by nobody.
+// Package bench measures the proxy beside what else can stand in its place:
+// the floor, which is a plain crypto/tls copy loop, httputil.ReverseProxy for
+// requests, and Debian's nginx (stream module) and HAProxy. All are processes
+// of their own in one run, in interleaved rounds, on loopback, with the same
+// certificates; a figure is the median of its rounds. Ghostunnel, of which the
+// project's table has figures too, is a foreign Go program that Debian doesn't
+// carry in a comparable version, so it can't be part of this; the floor is
+// what it does at least.
+//
+// CPU is what the kernel counted for the measured process, so the figures
+// hold on a machine that does other things as well; latencies and rates are
+// wall-clock time, and want a quiet one. The client is the benchmark's
+// process, the application is another.
+//
+// With AVAL_BENCH_PROFILE set to a directory, each proxy leaves a CPU profile
+// there. The package has no code but its tests and is imported by nobody.
 package bench

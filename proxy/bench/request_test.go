@@ -5,7 +5,6 @@ package bench
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"io"
 	"net"
 	"net/http"
@@ -20,53 +19,46 @@ import (
 
 // serveReverse is httputil.ReverseProxy behind mutual TLS, with as many idle
 // connections to the application as the proxy keeps.
-func serveReverse(l net.Listener, cert tls.Certificate, roots *x509.CertPool, app string) error {
+func serveReverse(l net.Listener, config *tls.Config, app string) error {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost, transport.DisableCompression = 256, true
 	target := &url.URL{Scheme: "http", Host: app}
 	s := &http.Server{
-		Handler: &httputil.ReverseProxy{Transport: transport, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }},
-		TLSConfig: &tls.Config{
-			MinVersion:             tls.VersionTLS13,
-			Certificates:           []tls.Certificate{cert},
-			ClientAuth:             tls.RequireAndVerifyClientCert,
-			ClientCAs:              roots,
-			SessionTicketsDisabled: true,
-		},
+		Handler:           &httputil.ReverseProxy{Transport: transport, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }},
+		TLSConfig:         config,
 		ReadHeaderTimeout: 10 * time.Second,
 	}
 	return s.ServeTLS(l, "", "")
+}
+
+// serveWeb is the application of requests.
+func serveWeb(l net.Listener) error {
+	answer := strings.Repeat("x", 1024)
+	app := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		io.WriteString(w, answer)
+	})}
+	return app.Serve(l)
 }
 
 // BenchmarkRequest is CPU of the serving process for a request on an open
 // connection: sixteen clients of HTTP/1.1, or sixteen streams of four
 // connections of HTTP/2.
 func BenchmarkRequest(b *testing.B) {
-	answer := strings.Repeat("x", 1024)
-	app := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.Copy(io.Discard, r.Body)
-		io.WriteString(w, answer)
-	})}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	go app.Serve(l)
-	b.Cleanup(func() { app.Close() })
-	s := stageFor(b, job{Role: "reverse", App: l.Addr().String(), HTTP: true})
-	for _, tt := range []struct{ name, method string }{{"HTTP1", "GET"}, {"HTTP1", "POST"}, {"HTTP2", "GET"}} {
-		b.Run(tt.name+tt.method, func(b *testing.B) {
-			for b.Loop() {
-				f, p := interleave(rounds,
-					func() float64 { return requests(b, s.floor, s.client, tt.name == "HTTP2", tt.method) },
-					func() float64 { return requests(b, s.proxy, s.client, tt.name == "HTTP2", tt.method) })
-				report(b, f, p, "µs-CPU/request")
-			}
+	s := newStage(b, "web")
+	sides := []side{s.start(b, "proxy", func(j *job) { j.HTTP = true }), s.start(b, "reverse", nil)}
+	sides[1].name = "ReverseProxy"
+	for _, tt := range []struct{ name, method string }{{"HTTP/1.1", "GET"}, {"HTTP/1.1", "POST"}, {"HTTP/2", "GET"}} {
+		b.Run(tt.name+" "+tt.method, func(b *testing.B) {
+			compare(b, "request, "+tt.name+" "+tt.method, "µs of CPU", map[string]float64{"ReverseProxy": 1.3}, sides,
+				func(side side) float64 {
+					return requests(b, side, s.returning(tls.X25519), tt.name == "HTTP/2", tt.method)
+				})
 		})
 	}
 }
 
-func requests(b *testing.B, c child, config *tls.Config, two bool, method string) float64 {
+func requests(b *testing.B, c side, config *tls.Config, two bool, method string) float64 {
 	b.Helper()
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(!two)

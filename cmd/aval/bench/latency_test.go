@@ -14,14 +14,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 
 	"github.com/aval-id/aval/cmd/aval/avaltest"
+	"github.com/aval-id/aval/cmd/measure"
 	"github.com/aval-id/aval/identity/wire"
 )
 
@@ -56,14 +55,14 @@ func BenchmarkRegistrationToOpenStream(b *testing.B) {
 			gone = append(gone, time.Since(returned))
 		}
 	}
-	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(quantile(applied, 50), "apply_p50_ms")
-	b.ReportMetric(quantile(applied, 99), "apply_p99_ms")
-	b.ReportMetric(quantile(gone, 50), "delete_p50_ms")
-	b.ReportMetric(quantile(gone, 99), "delete_p99_ms")
-	b.ReportMetric(quantile(whole, 50), "whole_p50_ms")
-	b.ReportMetric(quantile(floor, 50), "floor_p50_ms")
-	b.ReportMetric(quantile(whole, 50)/quantile(floor, 50), "ratio_whole_to_floor")
+	measure.Figure{What: "apply called until the SVID is there, p50", Unit: "ms", Ours: quantile(whole, 50), Beside: "floor", Baseline: quantile(floor, 50)}.Tell(b)
+	for _, f := range []struct {
+		what string
+		took []time.Duration
+	}{{"apply returned until the SVID is there", applied}, {"delete returned until the SVID is gone", gone}} {
+		measure.Figure{What: f.what + ", p50", Unit: "ms", Ours: quantile(f.took, 50)}.Tell(b)
+		measure.Figure{What: f.what + ", p99", Unit: "ms", Ours: quantile(f.took, 99)}.Tell(b)
+	}
 }
 
 // leafFloor does in one goroutine, without any network, what the trip of an
@@ -110,8 +109,7 @@ func BenchmarkThousandSVIDsForANewAgent(b *testing.B) {
 		took = append(took, time.Since(began))
 		f.Agent.Kill()
 	}
-	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(quantile(took, 50), "start_to_1000_p50_ms")
+	measure.Figure{What: "agent's start until 1,000 SVIDs, p50", Unit: "ms", Ours: quantile(took, 50)}.Tell(b)
 }
 
 func BenchmarkStartAndFootprint(b *testing.B) {
@@ -136,15 +134,18 @@ func BenchmarkStartAndFootprint(b *testing.B) {
 	proxy := f.Start("proxy", "--config", config)
 	f.Reachable(listen)
 
-	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(float64(f.Ready.Milliseconds()), "server_ready_ms")
-	b.ReportMetric(quantile(first, 50), "agent_start_to_first_svid_p50_ms")
-	b.ReportMetric(residentKiB(b, f.Server.Process.Pid)/1024, "server_MiB")
-	b.ReportMetric(residentKiB(b, f.Agent.Process.Pid)/1024, "agent_MiB")
-	b.ReportMetric(residentKiB(b, proxy.Process.Pid)/1024, "proxy_MiB")
 	size, err := os.Stat(f.Binary)
 	avaltest.Must(b, err)
-	b.ReportMetric(float64(size.Size())/(1<<20), "binary_MiB")
+	for _, figure := range []measure.Figure{
+		{What: "server's start until it is ready", Unit: "ms", Ours: float64(f.Ready.Milliseconds())},
+		{What: "agent's start until the first SVID, p50", Unit: "ms", Ours: quantile(first, 50)},
+		{What: "server, idle", Unit: "MiB", Ours: measure.Resident(b, f.Server.Process.Pid) / 1024},
+		{What: "agent, idle", Unit: "MiB", Ours: measure.Resident(b, f.Agent.Process.Pid) / 1024},
+		{What: "proxy, idle", Unit: "MiB", Ours: measure.Resident(b, proxy.Process.Pid) / 1024, Most: 30},
+		{What: "the binary", Unit: "MiB", Ours: float64(size.Size()) / (1 << 20)},
+	} {
+		figure.Tell(b)
+	}
 }
 
 // holds accepts a message with this many SVIDs.
@@ -152,27 +153,11 @@ func holds(n int) func(*workload.X509SVIDResponse) bool {
 	return func(m *workload.X509SVIDResponse) bool { return len(m.GetSvids()) == n }
 }
 
-// residentKiB returns a process's resident memory.
-func residentKiB(b *testing.B, pid int) float64 {
-	b.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	avaltest.Must(b, err)
-	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			n, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
-			avaltest.Must(b, err)
-			return n
-		}
-	}
-	b.Fatalf("process %d has no VmRSS", pid)
-	return 0
-}
-
 // quantile returns the pth percentile in milliseconds.
 func quantile(d []time.Duration, p int) float64 {
-	s := slices.Sorted(slices.Values(d))
-	if len(s) == 0 {
-		return 0
+	var ms []float64
+	for _, one := range d {
+		ms = append(ms, float64(one.Microseconds())/1000)
 	}
-	return float64(s[min(len(s)-1, len(s)*p/100)].Microseconds()) / 1000
+	return measure.Quantile(ms, p)
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aval-id/aval/cmd/measure"
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/document"
 	"github.com/aval-id/aval/identity/policy"
@@ -162,15 +163,26 @@ func (s shape) naive(rules int) naive {
 	return n
 }
 
+// BenchmarkDecide is one decision by the last of many rules, beside the
+// literal evaluator on as many.
 func BenchmarkDecide(b *testing.B) {
 	for _, s := range shapes {
 		for _, rules := range []int{1, 100, 1000, 10000} {
 			b.Run(fmt.Sprintf("%s/%d", strings.ReplaceAll(s.name, " ", "-"), rules), func(b *testing.B) {
-				set, r := s.set(b, rules), s.request(rules)
-				b.ReportAllocs()
+				set, n, r := s.set(b, rules), s.naive(rules), s.request(rules)
+				if d := set.DecideRequest(&r); !d.Allowed || d.Rule != (rules-1)%rulesPerPolicy || n.decide(&r) != rules-1 {
+					b.Fatalf("%+v", d)
+				}
 				for b.Loop() {
-					if d := set.DecideRequest(&r); !d.Allowed || d.Rule != (rules-1)%rulesPerPolicy {
-						b.Fatalf("%+v", d)
+					most := 0.0
+					if rules == 1000 {
+						most = 1000
+					}
+					index, literal := both(func() { set.DecideRequest(&r) }, func() { n.decide(&r) })
+					what := fmt.Sprintf("decision, %d rules of %s", rules, s.name)
+					measure.Figure{What: what, Unit: "ns", Ours: index, Beside: "literal", Baseline: literal}.Tell(b)
+					if most > 0 {
+						measure.Figure{What: what, Unit: "ns", Ours: index, Most: most}.Tell(b)
 					}
 				}
 			})
@@ -178,44 +190,71 @@ func BenchmarkDecide(b *testing.B) {
 	}
 }
 
-func BenchmarkNaive(b *testing.B) {
-	for _, s := range shapes {
-		b.Run(fmt.Sprintf("%s/1000", strings.ReplaceAll(s.name, " ", "-")), func(b *testing.B) {
-			n, r := s.naive(1000), s.request(1000)
-			b.ReportAllocs()
-			for b.Loop() {
-				if n.decide(&r) != 999 {
-					b.Fatal("the last rule does not match")
-				}
+// BenchmarkPolicies is the cost of a workload's policies, one rule each: of a
+// connection's decision by the last of them, and of compiling all. The
+// baseline is one policy.
+func BenchmarkPolicies(b *testing.B) {
+	counts := []int{1, 100, 10_000}
+	for b.Loop() {
+		var decisions, compilations []func() float64
+		for _, n := range counts {
+			parsed := connectionPolicies(b, n)
+			compile := func() *policy.Set {
+				return policy.Compile(settings, policy.Workload{Namespace: "shop"}, nil, parsed, 1)
 			}
-		})
-	}
-}
-
-func BenchmarkCompile(b *testing.B) {
-	for _, rules := range []int{1, 1000} {
-		b.Run(fmt.Sprint(rules), func(b *testing.B) {
-			policies := shapes[1].policies(b, rules)
-			for b.Loop() {
-				policy.Compile(settings, policy.Workload{Namespace: "shop"}, nil, policies, 1)
+			set, conn := compile(), shapes[0].request(n).Connection
+			if d := set.Decide(conn); !d.Allowed {
+				b.Fatalf("%d policies: %+v", n, d)
 			}
-		})
-	}
-}
-
-// median runs f in rounds and returns the median time of one call.
-func median(f func()) time.Duration {
-	const rounds, calls = 9, 200
-	var all []time.Duration
-	for range rounds {
-		start := time.Now()
-		for range calls {
-			f()
+			decisions = append(decisions, func() float64 { return nanoseconds(calls, func() { set.Decide(conn) }) })
+			compilations = append(compilations, func() float64 { return nanoseconds(1, func() { compile() }) / 1e3 })
 		}
-		all = append(all, time.Since(start)/calls)
+		for _, f := range []struct {
+			what, unit string
+			turns      []func() float64
+		}{{"decision", "ns", decisions}, {"compilation", "µs", compilations}} {
+			medians := measure.Interleave(rounds, f.turns...)
+			for i := 1; i < len(counts); i++ {
+				measure.Figure{What: fmt.Sprintf("%s, %d policies", f.what, counts[i]), Unit: f.unit, Ours: medians[i], Beside: "1 policy:", Baseline: medians[0]}.Tell(b)
+			}
+		}
 	}
-	slices.Sort(all)
-	return all[rounds/2]
+}
+
+// connectionPolicies are n policies of one rule, each for another principal.
+func connectionPolicies(t testing.TB, n int) []policy.AuthorizationPolicy {
+	t.Helper()
+	var all []policy.AuthorizationPolicy
+	for i := range n {
+		d, err := document.FromJSON(fmt.Appendf(nil, `{"apiVersion":%q,"kind":%q,"metadata":{"name":"p%05d","namespace":"shop"},`+
+			`"spec":{"rules":[{"from":[{"source":{"principals":["example.org/ns/shop/sa/w%d"]}}]}]}}`, document.APIVersion, document.AuthorizationPolicy, i, i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, _, err := policy.ParseAuthorizationPolicy(d, settings)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
+const rounds, calls = 9, 200
+
+// nanoseconds returns the time of one of n calls.
+func nanoseconds(n int, f func()) float64 {
+	start := time.Now()
+	for range n {
+		f()
+	}
+	return float64(time.Since(start).Nanoseconds()) / float64(n)
+}
+
+// both returns the median times of one call of either.
+func both(index, literal func()) (i, l float64) {
+	medians := measure.Interleave(rounds, func() float64 { return nanoseconds(calls, index) }, func() float64 { return nanoseconds(calls, literal) })
+	return medians[0], medians[1]
 }
 
 // The index decides by the last of 1,000 rules as by the first: without
@@ -233,10 +272,10 @@ func TestTheLastOfThousandRulesCostsLittle(t *testing.T) {
 		if allocs := testing.AllocsPerRun(100, func() { set.DecideRequest(&r) }); allocs != 0 {
 			t.Errorf("%s: %v allocations", s.name, allocs)
 		}
-		index, literal := median(func() { set.DecideRequest(&r) }), median(func() { n.decide(&r) })
-		t.Logf("%-15s index %v, literal %v", s.name, index, literal)
+		index, literal := both(func() { set.DecideRequest(&r) }, func() { n.decide(&r) })
+		t.Logf("%-15s index %.0f ns, literal %.0f ns", s.name, index, literal)
 		if index*2 > literal {
-			t.Errorf("%s: the index takes %v, the literal evaluator %v", s.name, index, literal)
+			t.Errorf("%s: the index takes %.0f ns, the literal evaluator %.0f ns", s.name, index, literal)
 		}
 	}
 }
