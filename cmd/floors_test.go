@@ -29,7 +29,7 @@ const maxDepth = 7
 var onlyStandardLibrary = []string{"rotation"}
 
 // forTests are the packages that only tests import.
-var forTests = []string{"identitytest", "storetest", "avaltest", "netnstest"}
+var forTests = []string{"identitytest", "storetest", "avaltest", "netnstest", "jwttest"}
 
 type goPackage struct {
 	ImportPath string
