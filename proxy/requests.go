@@ -133,7 +133,11 @@ func (h house) Refused(r request.Refusal) {
 		e.Transport = audit.TransportMTLS
 	}
 	e.Source, e.Port, e.SNI = c.Source.String(), c.Port, brief(c.SNI)
-	e.Detail = brief("request " + r.Method + " " + r.Host + r.Path)
+	e.Detail = "request " + r.Method + " " + r.Host + r.Path
+	if r.Token != nil {
+		e.Detail = r.Token.Error() + ": " + e.Detail
+	}
+	e.Detail = brief(e.Detail)
 	decided(e, r.Decision)
 	h.p.reporter.add(e, c.Source)
 }
@@ -155,7 +159,7 @@ func (v *visit) mightBeHTTP() bool {
 // where the policies ask for nothing else, and otherwise by the mode alone.
 func entrance(set *policy.Set, c policy.Connection) policy.Decision {
 	d := set.Decide(c)
-	if d.Allowed || !set.NeedsHTTP(c.Port) || d.Reason == policy.ReasonPlaintextRefused {
+	if d.Allowed || !set.AsksRequests(c.Port) || d.Reason == policy.ReasonPlaintextRefused {
 		return d
 	}
 	d.Allowed, d.Policy, d.Rule, d.Reason = true, "", -1, policy.ReasonAllowed
@@ -260,7 +264,7 @@ func (p *Proxy) warnDropped(set *policy.Set) {
 
 func warnFields(log *slog.Logger, set *policy.Set, in *Inbound) {
 	if fields := set.RequestFields(in.Port); len(fields) > 0 {
-		log.Warn("not HTTP, and policies ask for HTTP: ALLOW rules with these fields match nothing, DENY and AUDIT rules are read without them",
+		log.Warn("not HTTP, and policies ask for HTTP: ALLOW rules with these fields match nothing, DENY and AUDIT rules are read without them, and jwtRules look at no token",
 			"port", in.Port, "protocol", string(in.Protocol), "fields", fields)
 	}
 }

@@ -16,6 +16,7 @@ type Metrics struct {
 	seconds   prometheus.Histogram
 	malformed prometheus.Counter
 	open      prometheus.Gauge
+	tokens    *prometheus.CounterVec
 }
 
 // NewMetrics returns metrics that are not registered yet.
@@ -38,6 +39,10 @@ func NewMetrics() *Metrics {
 			Name: "aval_proxy_requests_open",
 			Help: "Requests being served now, upgraded connections included.",
 		}),
+		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "aval_proxy_request_tokens_total",
+			Help: "Requests to which a RequestAuthentication applied, by what came of their token: valid, invalid or missing.",
+		}, []string{"result"}),
 	}
 	for i, class := range []string{"other", "1xx", "2xx", "3xx", "4xx", "5xx"} {
 		m.byClass[i].allowed = m.requests.WithLabelValues(class, "allowed")
@@ -48,7 +53,7 @@ func NewMetrics() *Metrics {
 
 // Collectors returns the metrics for registration.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.seconds, m.malformed, m.open}
+	return []prometheus.Collector{m.requests, m.seconds, m.malformed, m.open, m.tokens}
 }
 
 // done counts a request that is over.
