@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/ca"
+	"github.com/aval-id/aval/ca/jwks"
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/policy"
 )
@@ -28,6 +29,7 @@ const (
 	DefaultLockTimeout      = 3 * time.Second
 	DefaultConnectionsQuota = 4 << 30
 	DefaultDrainTimeout     = 5 * time.Second
+	DefaultKeysRefresh      = 5 * time.Minute
 )
 
 // Config is what a server is made of. Zero values mean the documented
@@ -82,6 +84,13 @@ type Config struct {
 	// DefaultDeny refuses what no policy selects.
 	DefaultDeny bool
 
+	// KeySources says where the keys of issuers of tokens may come from. Zero
+	// admits no source but the documents themselves.
+	KeySources jwks.Config
+	// KeysRefresh is how often each source is asked, give or take a tenth.
+	// Zero means DefaultKeysRefresh.
+	KeysRefresh time.Duration
+
 	// AuthorityReserve is disk held for administrative events, in bytes. Zero
 	// means the log's default, negative none.
 	AuthorityReserve int64
@@ -106,6 +115,12 @@ type Config struct {
 	// Logger takes operators' messages. Zero discards them.
 	Logger *slog.Logger
 }
+
+// Bounds of Config.KeysRefresh.
+const (
+	minKeysRefresh = time.Second
+	maxKeysRefresh = 24 * time.Hour
+)
 
 var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
 
@@ -150,6 +165,7 @@ func (c Config) withDurations() (Config, error) {
 	setDuration(&c.HandshakeTimeout, DefaultHandshakeTimeout)
 	setDuration(&c.LockTimeout, DefaultLockTimeout)
 	setDuration(&c.DrainTimeout, DefaultDrainTimeout)
+	setDuration(&c.KeysRefresh, DefaultKeysRefresh)
 	if c.MaxConnections == 0 {
 		c.MaxConnections = DefaultMaxConnections
 	}
@@ -162,6 +178,8 @@ func (c Config) withDurations() (Config, error) {
 	switch {
 	case c.MaxConnections < 4:
 		return c, fmt.Errorf("server config: connection limit %d is below 4", c.MaxConnections)
+	case c.KeysRefresh < minKeysRefresh || c.KeysRefresh > maxKeysRefresh:
+		return c, fmt.Errorf("server config: refresh interval of keys %s is not from %s to %s", c.KeysRefresh, minKeysRefresh, maxKeysRefresh)
 	case min(c.MinTTL, c.NodeTTL, c.ServerTTL) < 0:
 		return c, fmt.Errorf("server config: a lifetime is negative")
 	case c.IntermediateTTL >= c.RootTTL:

@@ -43,6 +43,7 @@ func (s adminService) ServerStatus(context.Context, *wire.ServerStatusRequest) (
 		out.Logs = append(out.Logs, state)
 	}
 	s.addPolicyFacts(out, snap)
+	out.KeySets = s.keySets.states()
 	return out, nil
 }
 

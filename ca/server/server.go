@@ -21,6 +21,7 @@ import (
 
 	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/ca"
+	"github.com/aval-id/aval/ca/jwks"
 	"github.com/aval-id/aval/ca/store"
 	"github.com/aval-id/aval/ca/store/bolt"
 	"github.com/aval-id/aval/identity"
@@ -52,6 +53,7 @@ type Server struct {
 	serving     atomic.Bool
 
 	documents *documents
+	keySets   *keySets
 	nodes     *nodes
 	live      liveIndex
 	receipts  receiptSigner
@@ -73,13 +75,17 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	keySource, err := jwks.New(cfg.KeySources)
+	if err != nil {
+		return nil, fmt.Errorf("server config: %w", err)
+	}
 	s := &Server{cfg: cfg, log: cfg.Logger, started: time.Now(),
 		sessions: sessions{open: map[string]*session{}, past: map[string]presence{}}}
 	if err := s.open(); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("server %s: %w", cfg.Name, err)
 	}
-	s.assemble()
+	s.assemble(keySource)
 	return s, nil
 }
 
@@ -127,7 +133,17 @@ func (s *Server) open() (err error) {
 }
 
 // assemble joins the parts that New opened.
-func (s *Server) assemble() {
+func (s *Server) assemble(keySource *jwks.Source) {
+	s.keySets = &keySets{
+		source: keySource, store: s.store, changed: s.sessions.notifyAll, refresh: s.cfg.KeysRefresh, log: s.log,
+		fetches: make(chan struct{}, fetchesAtOnce), woken: make(chan struct{}, 1), state: map[string]*followed{},
+		record: func(ctx context.Context, events []audit.Event) error {
+			_, err := s.recorder.RecordAll(ctx, events)
+			return err
+		},
+		wanted: func() map[string]sought { return s.documents.soughtKeys() },
+	}
+	s.keySets.now.Store(&keyRing{})
 	s.metrics = newMetrics(s)
 	s.setRecorder(s.authorityLog)
 	s.receipts.sign = s.authorityLog.Sign
@@ -138,12 +154,17 @@ func (s *Server) assemble() {
 		metrics: s.metrics, log: s.log, signal: make(chan struct{}, 1), counts: map[refusalKey]*refusalCount{},
 	}
 	s.documents = &documents{
-		store: s.store, recorder: s.recorder, log: s.log, changed: s.sessions.notifyAll, retry: make(chan struct{}, 1),
+		store: s.store, recorder: s.recorder, log: s.log, retry: make(chan struct{}, 1),
+		changed: func() {
+			s.sessions.notifyAll()
+			s.keySets.wake()
+		},
 		recorded: func(since time.Time, fn func(audit.Event) bool) error { return readSince(s.authorityLog, since, fn) },
 		parser: parser{
 			trustDomain: s.cfg.TrustDomain,
 			settings:    policy.Settings{TrustDomain: s.cfg.TrustDomain, RootNamespace: s.cfg.RootNamespace, DefaultDeny: s.cfg.DefaultDeny, Requests: true},
 			workload:    s.profiles().Workload,
+			admits:      keySource.Admits,
 		},
 	}
 }
@@ -189,6 +210,7 @@ func (s *Server) Run(ctx context.Context) error {
 	part(&logs, logsCtx, s.connections.Run)
 	part(&logs, logsCtx, s.refusals.run)
 	part(&parts, ctx, s.documents.run)
+	part(&parts, ctx, s.keySets.run)
 	part(&parts, ctx, s.pumpCheckpoints)
 	part(&parts, ctx, s.compact)
 	s.ledger.load()
@@ -216,6 +238,9 @@ func (s *Server) prepare(ctx context.Context) error {
 	}
 	if err := s.documents.load(ctx); err != nil {
 		return fmt.Errorf("documents: %w", err)
+	}
+	if err := s.keySets.load(); err != nil {
+		return fmt.Errorf("keys of issuers: %w", err)
 	}
 	if err := s.reconcile(ctx, now); err != nil {
 		return err
