@@ -48,6 +48,7 @@ func (c *cli) checkServer(ctx context.Context, f *findings) {
 	f.logs(st.GetLogs())
 	f.nodes(nodes.GetNodes())
 	f.documents(st)
+	f.keySets(st.GetKeySets())
 }
 
 func lagging(st *wire.ServerStatusResponse) bool {
