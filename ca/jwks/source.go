@@ -236,6 +236,9 @@ func (s *Source) get(ctx context.Context, uri string) ([]byte, error) {
 		return nil, fmt.Errorf("the host answers %d", res.StatusCode)
 	}
 	data, err := bounded(res.Body)
+	if ctx.Err() != nil {
+		err = ctx.Err() // whatever came is not to be trusted to be all
+	}
 	if err != nil {
 		return nil, fmt.Errorf("answer of the host: %w", err)
 	}
