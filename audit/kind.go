@@ -26,6 +26,7 @@ const (
 	KindStoreRestored    Kind = "store_restored"    // the store was replaced by a backup
 	KindBackup           Kind = "backup"            // a backup was taken
 	KindSession          Kind = "session"           // a second stream of one node appeared
+	KindIssuerKeys       Kind = "issuer_keys"       // the keys of an issuer of tokens were replaced
 
 	KindConnection       Kind = "connection"        // a handshake, a plaintext connection, or a refusal before either
 	KindConnectionClosed Kind = "connection_closed" // a connection that was let in has ended: its bytes and its duration
@@ -39,7 +40,7 @@ func Kinds() []Kind {
 	return []Kind{
 		KindIssuance, KindNodeAttested, KindNodeRenewed, KindNodeEvicted, KindTokenCreated,
 		KindDocumentApplied, KindDocumentDeleted, KindAuthorityCreated, KindAuthorityRenewed,
-		KindRefused, KindServerStarted, KindStoreRestored, KindBackup, KindSession,
+		KindRefused, KindServerStarted, KindStoreRestored, KindBackup, KindSession, KindIssuerKeys,
 		KindConnection, KindConnectionClosed, KindRequest, KindLoss,
 	}
 }
@@ -138,6 +139,7 @@ const (
 	ReasonIdentityWithdrawn   Reason = "identity_withdrawn"    // the agent no longer grants the proxy its own identity
 	ReasonProxyProtocol       Reason = "proxy_protocol"        // a PROXY protocol header is missing, wrong, or not this source's to send
 	ReasonLoop                Reason = "loop"                  // handed to a proxy that is its own destination
+	ReasonTokenInvalid        Reason = "token_invalid"         // a request whose token no RequestAuthentication takes
 )
 
 // Reasons returns the closed list of reasons of a connection.
@@ -149,6 +151,7 @@ func Reasons() []Reason {
 		ReasonHandshakeTimeout, ReasonSNIOrALPN, ReasonLimit, ReasonReset,
 		ReasonUpstreamUnreachable, ReasonPolicyChanged, ReasonNoSnapshot, ReasonHandshakeFailed,
 		ReasonShuttingDown, ReasonIdentityWithdrawn, ReasonProxyProtocol, ReasonLoop,
+		ReasonTokenInvalid,
 	}
 }
 

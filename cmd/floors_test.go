@@ -29,7 +29,7 @@ const maxDepth = 7
 var onlyStandardLibrary = []string{"rotation"}
 
 // forTests are the packages that only tests import.
-var forTests = []string{"identitytest", "storetest", "avaltest", "netnstest", "measure"}
+var forTests = []string{"identitytest", "storetest", "avaltest", "netnstest", "measure", "jwttest"}
 
 type goPackage struct {
 	ImportPath string

@@ -72,6 +72,9 @@ func (h house) Refused(r request.Refusal) {
 	case len(e.Path) > maxPath:
 		e.Path, e.Folded = "", foldPath.names()
 	}
+	if r.Token != nil {
+		e.Detail = brief(r.Token.Error())
+	}
 	h.p.reporter.add(e, r.Peer.Connection.Source)
 }
 

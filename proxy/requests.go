@@ -227,7 +227,7 @@ func (p *Proxy) warnDropped(set *policy.Set) {
 
 func warnFields(log *slog.Logger, set *policy.Set, in *Inbound) {
 	if fields := set.RequestFields(in.Port); len(fields) > 0 {
-		log.Warn("not HTTP, and policies ask for HTTP: ALLOW rules with these fields match nothing, DENY and AUDIT rules are read without them",
+		log.Warn("not HTTP, and policies ask for HTTP: ALLOW rules with these fields match nothing, DENY and AUDIT rules are read without them, and jwtRules look at no token",
 			"port", in.Port, "protocol", string(in.Protocol), "fields", fields)
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/document"
+	"github.com/aval-id/aval/identity/jwt"
 	"github.com/aval-id/aval/identity/policy"
 	"github.com/aval-id/aval/identity/wire"
 )
@@ -165,12 +166,37 @@ func compile(snap *wire.Snapshot, td identity.TrustDomain) (set *policy.Set, exe
 	if err != nil {
 		errs = append(errs, err)
 	}
-	aps = slices.Concat(aps, denying, bad)
+	tokens, worse, err := policy.LoadRequestAuthentications(docs, settings)
+	if err != nil {
+		errs = append(errs, err)
+	}
+	keys, err := issuerKeys(snap)
+	if err != nil {
+		errs = append(errs, err)
+	}
+	aps = slices.Concat(aps, denying, bad, worse)
 	generation := snap.GetPosition().GetRevision()
 	workload := policy.Workload{Namespace: snap.GetWorkloadNamespace(), Labels: snap.GetWorkloadLabels()}
-	set = policy.Compile(settings, workload, pas, aps, generation)
+	set = policy.Compile(settings, workload, pas, aps, generation).
+		Authenticating(policy.CompileAuthentication(settings, workload, tokens, keys))
 	exempt = policy.CompileExemptions(settings, workload, exceptions, aps, generation)
 	return set, exempt, errors.Join(errs...), errors.Join(broken...)
+}
+
+// issuerKeys parses the key sets. Of one that cannot be read no token is
+// valid.
+func issuerKeys(snap *wire.Snapshot) (map[string]*jwt.Keys, error) {
+	keys := make(map[string]*jwt.Keys, len(snap.GetKeySets()))
+	var errs []error
+	for _, set := range snap.GetKeySets() {
+		parsed, err := jwt.ReadKeys(set.GetKeys())
+		if err != nil {
+			errs = append(errs, fmt.Errorf("keys of %s: %w", set.GetUri(), err))
+			continue
+		}
+		keys[set.GetUri()] = parsed
+	}
+	return keys, errors.Join(errs...)
 }
 
 // errBroken marks a resource that cannot have been meant.
@@ -188,7 +214,7 @@ func readPolicy(r *wire.Resource, key document.Key) (document.Document, error) {
 		return document.Document{}, fmt.Errorf("%w: %s: document is %s", errBroken, key, d.Key())
 	}
 	switch d.Kind() {
-	case document.PeerAuthentication, document.AuthorizationPolicy, document.PlaintextException:
+	case document.PeerAuthentication, document.AuthorizationPolicy, document.RequestAuthentication, document.PlaintextException:
 		return d, nil
 	}
 	return document.Document{}, fmt.Errorf("%s: kind is not a policy that is known here", key)
@@ -224,6 +250,11 @@ func policyHash(snap *wire.Snapshot) [sha256.Size]byte {
 		field([]byte(wire.ToKey(r.GetKey()).String()))
 		field(r.GetDocument())
 		field(fmt.Append(nil, r.GetEvaluator()))
+	}
+	field(nil)
+	for _, set := range snap.GetKeySets() {
+		field([]byte(set.GetUri()))
+		field(set.GetKeys())
 	}
 	var sum [sha256.Size]byte
 	h.Sum(sum[:0])

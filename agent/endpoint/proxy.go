@@ -99,9 +99,11 @@ func snapshot(m moment) (*wire.Snapshot, error) {
 	for _, b := range m.roster.Bundles {
 		snap.Bundles = append(snap.Bundles, wire.FromBundle(b))
 	}
-	for _, p := range m.roster.PoliciesFor(reg.Namespace) {
+	policies := m.roster.PoliciesFor(reg.Namespace)
+	for _, p := range policies {
 		snap.Policies = append(snap.Policies, p.Resource)
 	}
+	snap.KeySets = m.roster.KeySetsFor(policies)
 	return snap, nil
 }
 

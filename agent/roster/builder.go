@@ -4,6 +4,7 @@
 package roster
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -32,6 +33,7 @@ type Builder struct {
 	regs     map[document.Key]*Registration
 	policies map[document.Key]Policy
 	bundles  map[identity.TrustDomain]identity.Bundle
+	keySets  map[string]*wire.KeySet
 }
 
 // NewBuilder starts a stream that the server welcomed at a position. Held is
@@ -58,6 +60,7 @@ func NewBuilder(node Node, td identity.TrustDomain, held *Roster, welcome Positi
 	for _, bundle := range held.Bundles {
 		b.bundles[bundle.TrustDomain()] = bundle
 	}
+	maps.Copy(b.keySets, held.KeySets)
 	return b
 }
 
@@ -96,6 +99,13 @@ func (b *Builder) Apply(d *wire.Delta) (r *Roster, faults []error, err error) {
 		}
 		b.bundles[bundle.TrustDomain()] = bundle
 	}
+	for _, set := range d.GetKeySets() {
+		if len(set.GetKeys()) == 0 {
+			delete(b.keySets, set.GetUri())
+		} else {
+			b.keySets[set.GetUri()] = set
+		}
+	}
 	if !d.GetComplete() {
 		return nil, faults, nil
 	}
@@ -108,6 +118,7 @@ func (b *Builder) clear() {
 	b.regs = make(map[document.Key]*Registration)
 	b.policies = make(map[document.Key]Policy)
 	b.bundles = make(map[identity.TrustDomain]identity.Bundle)
+	b.keySets = make(map[string]*wire.KeySet)
 }
 
 func (b *Builder) upsert(res *wire.Resource) error {
@@ -122,6 +133,8 @@ func (b *Builder) upsert(res *wire.Resource) error {
 		b.regs[key] = reg
 	case document.PeerAuthentication, document.AuthorizationPolicy, document.PlaintextException:
 		b.policies[key] = Policy{Namespace: key.Namespace, Resource: res}
+	case document.RequestAuthentication:
+		b.policies[key] = Policy{Namespace: key.Namespace, Resource: res, KeySets: keySetsOf(res)}
 	default:
 		// A policy of a kind that only newer agents know still reaches the
 		// proxies, which fail closed on it.
@@ -129,6 +142,28 @@ func (b *Builder) upsert(res *wire.Resource) error {
 		return fmt.Errorf("%s: kind is not known to this agent", key)
 	}
 	return nil
+}
+
+// keySetsOf returns the URIs of keys that a RequestAuthentication names. One
+// that cannot be read names none; the proxies deny on it.
+func keySetsOf(res *wire.Resource) []string {
+	var doc struct {
+		Spec struct {
+			JWTRules []struct {
+				JWKSURI string `json:"jwksUri"`
+			} `json:"jwtRules"`
+		} `json:"spec"`
+	}
+	if json.Unmarshal(res.GetDocument(), &doc) != nil {
+		return nil
+	}
+	var uris []string
+	for _, r := range doc.Spec.JWTRules {
+		if r.JWKSURI != "" {
+			uris = append(uris, r.JWKSURI)
+		}
+	}
+	return uris
 }
 
 func parseRegistration(key document.Key, res *wire.Resource, td identity.TrustDomain) (*Registration, error) {
@@ -151,7 +186,7 @@ func (b *Builder) build() (*Roster, error) {
 	if !ok {
 		return nil, fmt.Errorf("snapshot at %s has no bundle of %s: %w", b.position, b.td, ErrOutOfStep)
 	}
-	r := &Roster{Node: b.node, Position: b.position, Bundle: own, Bundles: []identity.Bundle{own}}
+	r := &Roster{Node: b.node, Position: b.position, Bundle: own, Bundles: []identity.Bundle{own}, KeySets: maps.Clone(b.keySets)}
 	for _, td := range slices.SortedFunc(maps.Keys(b.bundles), compareDomains) {
 		if td != b.td {
 			r.Bundles = append(r.Bundles, b.bundles[td])

@@ -9,6 +9,7 @@ package roster
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -60,6 +61,7 @@ type Registration struct {
 type Policy struct {
 	Namespace string
 	Resource  *wire.Resource // not to be changed
+	KeySets   []string       // URIs of the keys that a RequestAuthentication needs
 }
 
 // Roster is complete and immutable.
@@ -71,6 +73,9 @@ type Roster struct {
 	Registrations []*Registration   // by namespace and name
 	Policies      []Policy          // by namespace, name and kind
 	Hashes        bool              // some registration asks for unix.sha256
+	// KeySets are the keys of issuers of tokens by URI, as the server found
+	// them; not to be changed.
+	KeySets map[string]*wire.KeySet
 
 	index map[string][]*Registration
 }
@@ -107,6 +112,24 @@ func (r *Roster) PoliciesFor(namespace string) []Policy {
 		if p.Namespace == namespace || p.Namespace == root {
 			out = append(out, p)
 		}
+	}
+	return out
+}
+
+// KeySetsFor returns the key sets that some policies need, by URI. Those that
+// the server has not found yet are missing.
+func (r *Roster) KeySetsFor(policies []Policy) []*wire.KeySet {
+	wanted := map[string]*wire.KeySet{}
+	for _, p := range policies {
+		for _, uri := range p.KeySets {
+			if set := r.KeySets[uri]; set != nil {
+				wanted[uri] = set
+			}
+		}
+	}
+	var out []*wire.KeySet
+	for _, uri := range slices.Sorted(maps.Keys(wanted)) {
+		out = append(out, wanted[uri])
 	}
 	return out
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -85,10 +86,18 @@ func childServer(arg string) error {
 	}
 	cfg := testConfig(dir)
 	cfg.Listen = "127.0.0.1:" + port
+	if keys := filepath.Join(dir, "jwks"); isDir(keys) {
+		cfg.KeySources.Dir = keys
+	}
 	s, err := New(cfg)
 	if err != nil {
 		return err
 	}
 	fmt.Println("address", s.Addr())
 	return s.Run(context.Background())
+}
+
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
 }

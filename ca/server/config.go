@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/ca"
+	"github.com/aval-id/aval/ca/jwks"
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/policy"
 )
@@ -28,6 +29,7 @@ const (
 	DefaultLockTimeout      = 3 * time.Second
 	DefaultConnectionsQuota = 4 << 30
 	DefaultDrainTimeout     = 5 * time.Second
+	DefaultKeysRefresh      = 5 * time.Minute
 )
 
 // Config is what a server is made of. Zero values mean the documented
@@ -87,6 +89,12 @@ type Config struct {
 	// node's attribute names are its own. It belongs where nodes reach the
 	// server through a load balancer or a translation of addresses.
 	EndpointsByAttribute bool
+	// KeySources says where the keys of issuers of tokens may come from. Zero
+	// admits no source but the documents themselves.
+	KeySources jwks.Config
+	// KeysRefresh is how often each source is asked, give or take a tenth.
+	// Zero means DefaultKeysRefresh.
+	KeysRefresh time.Duration
 
 	// AuthorityReserve is disk held for administrative events, in bytes. Zero
 	// means the log's default, negative none.
@@ -120,6 +128,12 @@ type Config struct {
 	// Logger takes operators' messages. Zero discards them.
 	Logger *slog.Logger
 }
+
+// Bounds of Config.KeysRefresh.
+const (
+	minKeysRefresh = time.Second
+	maxKeysRefresh = 24 * time.Hour
+)
 
 var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
 
@@ -164,6 +178,7 @@ func (c Config) withDurations() (Config, error) {
 	setDuration(&c.HandshakeTimeout, DefaultHandshakeTimeout)
 	setDuration(&c.LockTimeout, DefaultLockTimeout)
 	setDuration(&c.DrainTimeout, DefaultDrainTimeout)
+	setDuration(&c.KeysRefresh, DefaultKeysRefresh)
 	if c.MaxConnections == 0 {
 		c.MaxConnections = DefaultMaxConnections
 	}
@@ -185,6 +200,8 @@ func (c Config) withDurations() (Config, error) {
 		return c, fmt.Errorf("server config: connection limit %d is below 4", c.MaxConnections)
 	case c.MaxHandshakesPerSource < 0:
 		return c, fmt.Errorf("server config: limit of handshakes of one source is negative")
+	case c.KeysRefresh < minKeysRefresh || c.KeysRefresh > maxKeysRefresh:
+		return c, fmt.Errorf("server config: refresh interval of keys %s is not from %s to %s", c.KeysRefresh, minKeysRefresh, maxKeysRefresh)
 	case min(c.MinTTL, c.NodeTTL, c.ServerTTL) < 0:
 		return c, fmt.Errorf("server config: a lifetime is negative")
 	case c.IntermediateTTL >= c.RootTTL:

@@ -53,6 +53,7 @@ func (s *Server) newRegistry() *registry.Registry {
 func (s *Server) documentsChanged() {
 	s.registry.Reconsider()
 	s.sessions.notifyAll()
+	s.keySets.wake()
 }
 
 // joinRegistry opens a session's part in the registry and returns its end.

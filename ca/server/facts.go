@@ -44,6 +44,7 @@ func (s adminService) ServerStatus(context.Context, *wire.ServerStatusRequest) (
 	}
 	s.addPolicyFacts(out, snap)
 	s.addEndpointFacts(out)
+	out.KeySets = s.keySets.states()
 	return out, nil
 }
 

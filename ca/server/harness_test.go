@@ -224,6 +224,7 @@ type stream struct {
 	frames  chan *wire.ServerFrame // issue results, acks, goodbyes
 	ended   chan error
 	deltas  chan *wire.Position // each complete delta's position
+	keySets chan *wire.KeySet   // as they come
 }
 
 func (n *testNode) sync(t testing.TB) *stream {
@@ -250,7 +251,7 @@ func (n *testNode) trySync(t testing.TB) (*stream, error) {
 		return nil, err
 	}
 	s := &stream{Node_SyncClient: raw, welcome: first.GetWelcome(), held: map[string]uint64{},
-		frames: make(chan *wire.ServerFrame, 1024), ended: make(chan error, 1), deltas: make(chan *wire.Position, 4096)}
+		frames: make(chan *wire.ServerFrame, 1024), ended: make(chan error, 1), deltas: make(chan *wire.Position, 4096), keySets: make(chan *wire.KeySet, 1024)}
 	if err := s.take(); err != nil {
 		return nil, err
 	}
@@ -286,6 +287,9 @@ func (s *stream) take() error {
 	}
 	for _, k := range d.GetDeletes() {
 		delete(s.held, wire.ToKey(k).String())
+	}
+	for _, set := range d.GetKeySets() {
+		s.keySets <- set
 	}
 	if d.GetComplete() {
 		s.deltas <- d.GetPosition()

@@ -54,6 +54,7 @@ func newMetrics(s *Server) *metrics {
 			ConstLabels: prometheus.Labels{"role": role}},
 			func() float64 { return s.lifetimeLeft(role, time.Now()) }))
 	}
+	m.entries = append(m.entries, s.keySets.collectors()...)
 	return m
 }
 

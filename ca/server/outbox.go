@@ -140,10 +140,12 @@ func (d *documents) read() (*snapshot, error) {
 }
 
 // parseStored parses a document that was accepted once. Lifetimes outside of
-// bounds that became narrower since are left to each issuance.
+// bounds that became narrower since are left to each issuance, and sources of
+// keys that are no longer listed to each fetch.
 func (d *documents) parseStored(doc document.Document, raw []byte) (*held, error) {
 	p := d.parser
 	p.workload = ca.Profile{Min: 0, Max: 1<<63 - 1}
+	p.admits = nil
 	h, _, err := p.parse(doc)
 	if err != nil {
 		return nil, err

@@ -21,6 +21,7 @@ import (
 
 	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/ca"
+	"github.com/aval-id/aval/ca/jwks"
 	"github.com/aval-id/aval/ca/registry"
 	"github.com/aval-id/aval/ca/store"
 	"github.com/aval-id/aval/ca/store/bolt"
@@ -55,6 +56,7 @@ type Server struct {
 	settled     atomic.Bool // the registry has heard of every node that may come back
 
 	documents *documents
+	keySets   *keySets
 	nodes     *nodes
 	live      liveIndex
 	receipts  receiptSigner
@@ -79,13 +81,17 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	keySource, err := jwks.New(cfg.KeySources)
+	if err != nil {
+		return nil, fmt.Errorf("server config: %w", err)
+	}
 	s := &Server{cfg: cfg, log: cfg.Logger, started: time.Now(), paces: nodePaces{issue: cfg.IssuePace, record: cfg.RecordPace},
 		sessions: sessions{open: map[string]*session{}, past: map[string]presence{}}}
 	if err := s.open(); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("server %s: %w", cfg.Name, err)
 	}
-	s.assemble()
+	s.assemble(keySource)
 	return s, nil
 }
 
@@ -133,7 +139,17 @@ func (s *Server) open() (err error) {
 }
 
 // assemble joins the parts that New opened.
-func (s *Server) assemble() {
+func (s *Server) assemble(keySource *jwks.Source) {
+	s.keySets = &keySets{
+		source: keySource, store: s.store, changed: s.sessions.notifyAll, refresh: s.cfg.KeysRefresh, log: s.log,
+		fetches: make(chan struct{}, fetchesAtOnce), woken: make(chan struct{}, 1), state: map[string]*followed{},
+		record: func(ctx context.Context, events []audit.Event) error {
+			_, err := s.recorder.RecordAll(ctx, events)
+			return err
+		},
+		wanted: func() map[string]sought { return s.documents.soughtKeys() },
+	}
+	s.keySets.now.Store(&keyRing{})
 	s.metrics = newMetrics(s)
 	s.setRecorder(s.authorityLog)
 	s.receipts.sign = s.authorityLog.Sign
@@ -151,6 +167,7 @@ func (s *Server) assemble() {
 			trustDomain: s.cfg.TrustDomain,
 			settings:    policy.Settings{TrustDomain: s.cfg.TrustDomain, RootNamespace: s.cfg.RootNamespace, DefaultDeny: s.cfg.DefaultDeny, Requests: true},
 			workload:    s.profiles().Workload,
+			admits:      keySource.Admits,
 		},
 	}
 }
@@ -196,6 +213,7 @@ func (s *Server) Run(ctx context.Context) error {
 	part(&logs, logsCtx, s.connections.Run)
 	part(&logs, logsCtx, s.refusals.run)
 	part(&parts, ctx, s.documents.run)
+	part(&parts, ctx, s.keySets.run)
 	part(&parts, ctx, s.pumpCheckpoints)
 	part(&parts, ctx, s.compact)
 	part(&parts, ctx, s.tendRegistry)
@@ -224,6 +242,9 @@ func (s *Server) prepare(ctx context.Context) error {
 	}
 	if err := s.documents.load(ctx); err != nil {
 		return fmt.Errorf("documents: %w", err)
+	}
+	if err := s.keySets.load(); err != nil {
+		return fmt.Errorf("keys of issuers: %w", err)
 	}
 	if err := s.reconcile(ctx, now); err != nil {
 		return err

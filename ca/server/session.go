@@ -5,6 +5,8 @@ package server
 
 import (
 	"errors"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,6 +17,7 @@ import (
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/directory"
 	"github.com/aval-id/aval/identity/document"
+	"github.com/aval-id/aval/identity/jwt"
 	"github.com/aval-id/aval/identity/wire"
 )
 
@@ -53,7 +56,8 @@ func newSession(stream syncStream, node ca.AttestedNode, key ca.ProvenKey, hello
 		wake: make(chan struct{}, 1), reports: make(chan *wire.EndpointReport, 1),
 		end: make(chan *wire.Goodbye, 1),
 		view: view{attributes: node.Attributes(), root: rootNamespace,
-			sent: map[document.Key]uint64{}, namespaces: map[string]int{}},
+			sent: map[document.Key]uint64{}, namespaces: map[string]int{},
+			sources: map[document.Key][]string{}, keyed: map[string]*jwt.Keys{}},
 	}
 }
 
@@ -208,15 +212,20 @@ type view struct {
 	sent       map[document.Key]uint64 // revision that was sent
 	namespaces map[string]int          // registrations held, by namespace
 	started    bool
+
+	ring    *keyRing                  // that keyed was brought up to
+	sources map[document.Key][]string // of the RequestAuthentications sent
+	keyed   map[string]*jwt.Keys      // key sets that were sent, by URI
 }
 
-// advance brings the view from where it is to next and returns the deltas to
-// send. The first call gives a whole snapshot; a later one always ends in a
+// advance brings the view from where it is to next and ring and returns the
+// deltas to send. A document never comes without its keys, where there are
+// any. The first call gives a whole snapshot; a later one always ends in a
 // complete delta, even where nothing of it concerns this node, so that the
 // node's position moves on.
-func (v *view) advance(next *snapshot, bundle *wire.Bundle) []*wire.Delta {
+func (v *view) advance(next *snapshot, ring *keyRing, bundle *wire.Bundle) []*wire.Delta {
 	if v.started && next.position == v.position {
-		return nil
+		return v.rekeyed(ring)
 	}
 	keys, known := next.since(v.position.Revision)
 	if !v.started || !known || next.position.Epoch != v.position.Epoch {
@@ -257,7 +266,49 @@ func (v *view) advance(next *snapshot, bundle *wire.Bundle) []*wire.Delta {
 			v.put(&d, k, next.docs[k], v.wants(ns))
 		}
 	}
+	v.rekey(&d, ring)
 	return d.finish()
+}
+
+// rekeyed is the deltas after a change of keys alone.
+func (v *view) rekeyed(ring *keyRing) []*wire.Delta {
+	if v.ring == ring {
+		return nil
+	}
+	d := deltas{position: &wire.Position{Epoch: v.position.Epoch, Revision: v.position.Revision}}
+	if !v.rekey(&d, ring) {
+		return nil
+	}
+	return d.finish()
+}
+
+// rekey adds the key sets of the documents sent that the node does not hold,
+// and takes back those that it holds for none. It reports whether there were
+// any.
+func (v *view) rekey(d *deltas, ring *keyRing) (changed bool) {
+	v.ring = ring
+	wanted := map[string]bool{}
+	for _, uris := range v.sources {
+		for _, uri := range uris {
+			wanted[uri] = true
+		}
+	}
+	for _, uri := range slices.Sorted(maps.Keys(wanted)) {
+		held, ok := (*ring)[uri]
+		if ok && v.keyed[uri] != held.keys {
+			v.keyed[uri] = held.keys
+			d.keySet(uri, held.keys.JSON())
+			changed = true
+		}
+	}
+	for uri := range v.keyed {
+		if _, held := (*ring)[uri]; !held || !wanted[uri] {
+			delete(v.keyed, uri)
+			d.keySet(uri, nil)
+			changed = true
+		}
+	}
+	return changed
 }
 
 func (v *view) wants(namespace string) bool {
@@ -271,6 +322,9 @@ func (v *view) put(d *deltas, k document.Key, h *held, wanted bool) (counted boo
 	switch {
 	case wanted && h != nil && (!sent || revision != h.revision):
 		v.sent[k] = h.revision
+		if k.Kind == document.RequestAuthentication {
+			v.sources[k] = slices.Collect(maps.Keys(h.keySets))
+		}
 		d.upsert(h)
 		if !sent && k.Kind == document.Registration {
 			v.namespaces[k.Namespace]++
@@ -278,6 +332,7 @@ func (v *view) put(d *deltas, k document.Key, h *held, wanted bool) (counted boo
 		}
 	case sent && (!wanted || h == nil):
 		delete(v.sent, k)
+		delete(v.sources, k)
 		d.remove(k)
 		if k.Kind == document.Registration {
 			v.namespaces[k.Namespace]--
@@ -307,6 +362,12 @@ func (d *deltas) upsert(h *held) {
 	delta.Upserts = append(delta.Upserts, &wire.Resource{
 		Key: wire.FromKey(h.key), Document: h.json, Revision: h.revision, Evaluator: uint32(h.needs)})
 	d.bytes += len(h.json) + 128
+}
+
+func (d *deltas) keySet(uri string, keys []byte) {
+	delta := d.begin()
+	delta.KeySets = append(delta.KeySets, &wire.KeySet{Uri: uri, Keys: keys})
+	d.bytes += len(uri) + len(keys) + 16
 }
 
 func (d *deltas) remove(k document.Key) {

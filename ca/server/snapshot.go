@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/aval-id/aval/ca"
 	"github.com/aval-id/aval/ca/store"
@@ -23,7 +24,8 @@ type held struct {
 	revision uint64
 	needs    int // the policy evaluator version that it needs
 
-	registration identity.Registration // of a Registration
+	registration identity.Registration    // of a Registration
+	keySets      map[string]time.Duration // of a RequestAuthentication: where keys come from, and how long a fetch may take
 }
 
 // snapshot is all documents of one moment. It is immutable; the maps in it
@@ -64,6 +66,7 @@ type parser struct {
 	trustDomain identity.TrustDomain
 	settings    policy.Settings
 	workload    ca.Profile
+	admits      func(keysURI string) error // nil admits every source of keys
 }
 
 func (p parser) parse(d document.Document) (*held, []policy.Warning, error) {
@@ -85,8 +88,16 @@ func (p parser) parse(d document.Document) (*held, []policy.Warning, error) {
 		a, warnings, err = policy.ParseAuthorizationPolicy(d, p.settings)
 		h.needs = a.Needs()
 	case document.PlaintextException:
-		_, warnings, err = policy.ParsePlaintextException(d, p.settings)
-		h.needs = policy.EvaluatorVersion
+		var x policy.PlaintextException
+		x, warnings, err = policy.ParsePlaintextException(d, p.settings)
+		h.needs = x.Needs()
+	case document.RequestAuthentication:
+		var a policy.RequestAuthentication
+		a, warnings, err = policy.ParseRequestAuthentication(d, p.settings)
+		h.needs = a.Needs()
+		if err == nil {
+			h.keySets, err = p.keySets(d, a)
+		}
 	default:
 		err = d.Errorf("kind", d.Kind(), "", "is not served")
 	}
@@ -97,6 +108,26 @@ func (p parser) parse(d document.Document) (*held, []policy.Warning, error) {
 		return nil, nil, fmt.Errorf("%s: %w", d.Key(), err)
 	}
 	return h, warnings, nil
+}
+
+// keySets returns the sources of keys that a document names, refusing those
+// that this server does not ask.
+func (p parser) keySets(d document.Document, a policy.RequestAuthentication) (map[string]time.Duration, error) {
+	out := map[string]time.Duration{}
+	var errs []error
+	for i, r := range a.Rules() {
+		if r.KeysURI == "" {
+			continue
+		}
+		out[r.KeysURI] = max(out[r.KeysURI], r.Timeout)
+		if p.admits == nil {
+			continue
+		}
+		if err := p.admits(r.KeysURI); err != nil {
+			errs = append(errs, d.Errorf(fmt.Sprintf("spec.jwtRules[%d].jwksUri", i), r.KeysURI, "", "%w", err))
+		}
+	}
+	return out, document.Collect(errs...)
 }
 
 func (p parser) checkTTL(d document.Document, r identity.Registration) error {

@@ -190,7 +190,7 @@ func (s *Server) pushAll(ctx context.Context, sess *session) error {
 
 // push sends what the node lacks: deltas, endpoints, then new checkpoints.
 func (s *Server) push(sess *session, sent map[string][]byte) error {
-	for _, d := range sess.view.advance(s.documents.now.Load(), wire.FromBundle(s.trust.Load().bundle)) {
+	for _, d := range sess.view.advance(s.documents.now.Load(), s.keySets.now.Load(), wire.FromBundle(s.trust.Load().bundle)) {
 		if err := sess.send(&wire.ServerFrame{Frame: &wire.ServerFrame_Delta{Delta: d}}); err != nil {
 			return err
 		}

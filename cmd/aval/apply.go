@@ -32,7 +32,7 @@ are written as ours; what they mean differently here is said on standard
 error. cluster.local becomes the own trust domain, and istio-system the root
 namespace.`,
 		Example: `  aval apply -f web.yaml
-  kubectl get authorizationpolicies,peerauthentications -A -o yaml | aval apply --from istio -f - --dry-run
+  kubectl get authorizationpolicies,peerauthentications,requestauthentications -A -o yaml | aval apply --from istio -f - --dry-run
   aval apply -f documents/ --dry-run
   cat web.yaml | aval apply -f - -n shop`,
 		Args: takes(),

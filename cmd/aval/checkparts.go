@@ -49,6 +49,7 @@ func (c *cli) checkServer(ctx context.Context, f *findings) {
 	f.nodes(nodes.GetNodes())
 	f.documents(st)
 	f.endpoints(st)
+	f.keySets(st.GetKeySets())
 }
 
 func lagging(st *wire.ServerStatusResponse) bool {

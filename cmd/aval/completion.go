@@ -38,7 +38,7 @@ func (c *cli) ask(cmd *cobra.Command, body func(context.Context, wire.AdminClien
 
 func (c *cli) completeKindAndName(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	if len(args) == 0 {
-		return []string{"registrations", "peerauthentications", "authorizationpolicies", "plaintextexceptions", "endpoints"}, cobra.ShellCompDirectiveNoFileComp
+		return []string{"registrations", "peerauthentications", "authorizationpolicies", "requestauthentications", "plaintextexceptions", "endpoints"}, cobra.ShellCompDirectiveNoFileComp
 	}
 	kind, ok := document.NormalizeKind(args[0])
 	if !ok || cmd.Name() == "get" && len(args) > 1 {

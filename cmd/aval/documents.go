@@ -173,10 +173,12 @@ func checkDocuments(docs []document.Document, s policy.Settings) ([]policy.Warni
 			_, warned, err = policy.ParsePeerAuthentication(d, s)
 		case document.AuthorizationPolicy:
 			_, warned, err = policy.ParseAuthorizationPolicy(d, s)
+		case document.RequestAuthentication:
+			_, warned, err = policy.ParseRequestAuthentication(d, s)
 		case document.PlaintextException:
 			_, warned, err = policy.ParsePlaintextException(d, s)
 		default:
-			err = d.Errorf("kind", d.Kind(), "Registration, PeerAuthentication, AuthorizationPolicy, PlaintextException", "is not a known kind")
+			err = d.Errorf("kind", d.Kind(), "Registration, PeerAuthentication, AuthorizationPolicy, RequestAuthentication, PlaintextException", "is not a known kind")
 		}
 		warnings = append(warnings, warned...)
 		faults = append(faults, err)
@@ -211,7 +213,7 @@ func kindNamed(name string) (string, error) {
 	if kind, ok := document.NormalizeKind(name); ok {
 		return kind, nil
 	}
-	known := []string{"registrations", "peerauthentications", "authorizationpolicies", "plaintextexceptions"}
+	known := []string{"registrations", "peerauthentications", "authorizationpolicies", "requestauthentications", "plaintextexceptions"}
 	if near := document.Nearest(strings.ToLower(name), known); near != "" {
 		return "", usage(fmt.Errorf("kind %q is not known; did you mean %s?", name, near))
 	}

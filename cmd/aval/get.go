@@ -29,7 +29,7 @@ func (c *cli) getCommand() *cobra.Command {
 itself, else a list {"items": [...]} comes.
 
 Kinds: registrations, peerauthentications, authorizationpolicies,
-plaintextexceptions, all.
+requestauthentications, plaintextexceptions, all.
 
 Endpoints are no documents: get endpoints shows which workload takes connections
 where, as proxies announce it, and why an announcement does not count.`,
@@ -89,15 +89,19 @@ func (c *cli) get(ctx context.Context, admin wire.AdminClient, req *wire.GetRequ
 	if err != nil {
 		return err
 	}
+	keys, err := keySetStates(ctx, admin, docs)
+	if err != nil {
+		return err
+	}
 	if req.Name != "" {
 		if len(docs) == 0 {
 			key := document.Key{Kind: req.Kind, Namespace: req.Namespace, Name: req.Name}
 			return hinted(fmt.Errorf("get: there is no %s", label(key)), exitNegative,
 				"aval get %s -A shows all of them", strings.ToLower(req.Kind))
 		}
-		return c.showOne(docs[0])
+		return c.showOne(docs[0], keys)
 	}
-	return c.showAll(docs)
+	return c.showAll(docs, keys)
 }
 
 func documentsOf(resp *wire.GetResponse) ([]document.Document, error) {
@@ -112,15 +116,15 @@ func documentsOf(resp *wire.GetResponse) ([]document.Document, error) {
 	return docs, nil
 }
 
-func (c *cli) showOne(d document.Document) error {
+func (c *cli) showOne(d document.Document, keys keyStates) error {
 	raw, err := d.JSON()
 	if err != nil {
 		return err
 	}
-	return c.show(json.RawMessage(raw), func() error { return documentTable([]document.Document{d}, c.out) })
+	return c.show(json.RawMessage(raw), func() error { return documentTable([]document.Document{d}, keys, c.out) })
 }
 
-func (c *cli) showAll(docs []document.Document) error {
+func (c *cli) showAll(docs []document.Document, keys keyStates) error {
 	var raws []json.RawMessage
 	for _, d := range docs {
 		raw, err := d.JSON()
@@ -134,12 +138,12 @@ func (c *cli) showAll(docs []document.Document) error {
 			fmt.Fprintln(c.err, "nothing found")
 			return nil
 		}
-		return documentTable(docs, c.out)
+		return documentTable(docs, keys, c.out)
 	})
 }
 
 // documentTable prints documents, one kind after the other.
-func documentTable(docs []document.Document, w io.Writer) error {
+func documentTable(docs []document.Document, keys keyStates, w io.Writer) error {
 	kinds := []struct {
 		kind    string
 		heading []string
@@ -148,6 +152,7 @@ func documentTable(docs []document.Document, w io.Writer) error {
 		{document.Registration, []string{"ID", "WORKLOAD", "NODE", "TTL"}, registrationCells},
 		{document.PeerAuthentication, []string{"MODE", "SELECTOR"}, modeCells},
 		{document.AuthorizationPolicy, []string{"ACTION", "SELECTOR", "RULES"}, actionCells},
+		{document.RequestAuthentication, []string{"ISSUERS", "SELECTOR", "KEYS"}, keys.cells},
 		{document.PlaintextException, []string{"FROM", "SELECTOR", "ENDS", "REASON"}, exceptionCells},
 	}
 	printed := false

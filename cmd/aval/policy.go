@@ -44,6 +44,7 @@ type estate struct {
 	registrations []identity.Registration
 	modes         []policy.PeerAuthentication
 	policies      []policy.AuthorizationPolicy
+	tokens        []policy.RequestAuthentication
 	warnings      []policy.Warning
 	refused       error // what admission says, or nil
 }
@@ -98,6 +99,9 @@ func newEstate(docs []document.Document, settings policy.Settings) *estate {
 	slices.SortFunc(e.registrations, func(a, b identity.Registration) int { return compareText(a.Path(), b.Path()) })
 	// What admission refuses counts as a proxy would count it: it denies.
 	e.modes, e.policies, _ = policy.Load(docs, settings)
+	var denying []policy.AuthorizationPolicy
+	e.tokens, denying, _ = policy.LoadRequestAuthentications(docs, settings)
+	e.policies = append(e.policies, denying...)
 	return e
 }
 
@@ -113,7 +117,8 @@ func compareText(a, b string) int {
 
 // compile makes the policies of one registered workload.
 func (e *estate) compile(r identity.Registration) *policy.Set {
-	return policy.Compile(e.settings, workloadOf(r), e.modes, e.policies, 0)
+	w := workloadOf(r)
+	return policy.Compile(e.settings, w, e.modes, e.policies, 0).Authenticating(policy.CompileAuthentication(e.settings, w, e.tokens, nil))
 }
 
 func workloadOf(r identity.Registration) policy.Workload {

@@ -200,7 +200,7 @@ func (pc *policyCase) request() (r policy.Request, bad string, err error) {
 		}
 	}
 	if w.JWT != nil {
-		r.JWT = tokenOf(w.JWT)
+		r.JWT = policy.NewJWT(w.JWT)
 	}
 	return r, bad, nil
 }
@@ -232,23 +232,6 @@ func (h *caseHTTP) request() (*policy.HTTP, error) {
 	return out, err
 }
 
-// tokenOf reads the claims of a verified token.
-func tokenOf(claims map[string]any) *policy.JWT {
-	text := func(name string) string { s, _ := claims[name].(string); return s }
-	t := &policy.JWT{Issuer: text("iss"), Subject: text("sub"), Presenter: text("azp"), Claims: claims}
-	switch aud := claims["aud"].(type) {
-	case string:
-		t.Audiences = []string{aud}
-	case []any:
-		for _, a := range aud {
-			if s, ok := a.(string); ok {
-				t.Audiences = append(t.Audiences, s)
-			}
-		}
-	}
-	return t
-}
-
 // judge decides a case as the proxy would. What admission refuses among its
 // documents denies, as it would there; refused says so.
 func (pc *policyCase) judge() (v verdict, refused []string, err error) {
@@ -260,11 +243,13 @@ func (pc *policyCase) judge() (v verdict, refused []string, err error) {
 	if err != nil {
 		return v, nil, err
 	}
-	pas, aps, refused, err := pc.documents(s)
+	docs, refused, err := pc.documents(s)
 	if err != nil {
 		return v, nil, err
 	}
-	set := policy.Compile(s, policy.Workload{Namespace: pc.Workload.Namespace, Labels: pc.Workload.Labels}, pas, aps, 0)
+	set := docs.compile(s, policy.Workload{Namespace: pc.Workload.Namespace, Labels: pc.Workload.Labels})
+	// A case without any RequestAuthentication has its token from elsewhere.
+	valid := !docs.authenticate || authenticate(set, &r)
 	d := set.DecideRequest(&r)
 	v = newVerdict(d)
 	switch {
@@ -272,6 +257,8 @@ func (pc *policyCase) judge() (v verdict, refused []string, err error) {
 		v.deny(reasonUnknownAuthority)
 	case bad != "":
 		v.deny(reasonBadRequest + ": " + bad)
+	case !valid:
+		v.deny(policy.ReasonTokenInvalid)
 	default:
 		action := policy.Deny
 		if d.Allowed {
@@ -309,12 +296,24 @@ func (v *verdict) deny(reason string) {
 	}
 }
 
+// caseDocuments is the policies of a case, parsed.
+type caseDocuments struct {
+	modes        []policy.PeerAuthentication
+	policies     []policy.AuthorizationPolicy
+	tokens       []policy.RequestAuthentication
+	authenticate bool // there is a RequestAuthentication, for this workload or another
+}
+
+func (c caseDocuments) compile(s policy.Settings, w policy.Workload) *policy.Set {
+	return policy.Compile(s, w, c.modes, c.policies, 0).Authenticating(policy.CompileAuthentication(s, w, c.tokens, nil))
+}
+
 // documents parses the policies of a case, ours and Istio's.
-func (pc *policyCase) documents(s policy.Settings) (pas []policy.PeerAuthentication, aps []policy.AuthorizationPolicy, refused []string, err error) {
+func (pc *policyCase) documents(s policy.Settings) (out caseDocuments, refused []string, err error) {
 	for i, raw := range pc.Policies {
 		one, err := importDocument("", raw, pc.Workload.Namespace, s)
 		if err != nil {
-			return nil, nil, nil, fmt.Errorf("policies[%d]: %w", i, err)
+			return out, nil, fmt.Errorf("policies[%d]: %w", i, err)
 		}
 		if one.skipped {
 			continue
@@ -325,21 +324,28 @@ func (pc *policyCase) documents(s policy.Settings) (pas []policy.PeerAuthenticat
 		case document.PeerAuthentication:
 			var p policy.PeerAuthentication
 			if p, _, fault = policy.ParsePeerAuthentication(d, s); fault == nil {
-				pas = append(pas, p)
+				out.modes = append(out.modes, p)
 			}
 		case document.AuthorizationPolicy:
 			var p policy.AuthorizationPolicy
 			if p, _, fault = policy.ParseAuthorizationPolicy(d, s); fault == nil {
-				aps = append(aps, p)
+				out.policies = append(out.policies, p)
+			}
+		case document.RequestAuthentication:
+			out.authenticate = true
+			var p policy.RequestAuthentication
+			if p, fault = parseTokens(d, one.istio, s); fault == nil {
+				out.tokens = append(out.tokens, p)
 			}
 		}
 		if fault != nil {
 			refused = append(refused, faultsOf(fault)...)
 			modes, policies, _ := policy.Load([]document.Document{d}, s)
-			pas, aps = append(pas, modes...), append(aps, policies...)
+			_, denying, _ := policy.LoadRequestAuthentications([]document.Document{d}, s)
+			out.modes, out.policies = append(out.modes, modes...), slices.Concat(out.policies, policies, denying)
 		}
 	}
-	return pas, aps, refused, nil
+	return out, refused, nil
 }
 
 // faultsOf returns the faults of an error one by one.

@@ -23,6 +23,7 @@ func (c *cli) policyCheckCommand() *cobra.Command {
 the registrations: documents that are refused, policies that are ignored for
 another one of their scope, rules that another one makes needless or void,
 rules that no registered identity matches, workloads without any ALLOW policy,
+tokens that are verified and never demanded, or demanded and never verified,
 and what admission warns of. It exits with 1 where a document is refused or
 ignored; with --strict every finding counts.`,
 		Example: `  aval policy check
@@ -44,7 +45,7 @@ ignored; with --strict every finding counts.`,
 
 // reviewed is one finding in JSON and YAML.
 type reviewed struct {
-	Kind    string `json:"kind"` // refused, ignored, shadowed, unmatched, empty, no-allow, warning
+	Kind    string `json:"kind"` // refused, ignored, shadowed, unmatched, empty, no-allow, tokens, warning
 	Subject string `json:"subject"`
 	Field   string `json:"field,omitempty"`
 	Message string `json:"message"`
@@ -79,6 +80,7 @@ func (e *estate) review() []reviewed {
 			out = append(out, reviewed{Kind: "no-allow", Subject: "registration " + r.Path(), Message: "no ALLOW policy selects it: every peer of the trust domain may connect",
 				Hint: "add an AuthorizationPolicy with ALLOW, or set authorization.default: deny"})
 		}
+		out = append(out, e.tokenFindings(r)...)
 	}
 	for _, w := range e.warnings {
 		where := w.File

@@ -25,6 +25,7 @@ type requestFlags struct {
 	headers            []string
 	source             string
 	sni                string
+	claims             string
 }
 
 func (f *requestFlags) declare(cmd *cobra.Command) {
@@ -42,7 +43,13 @@ func (f *requestFlags) request() (policy.Request, error) {
 			return r, usage(fmt.Errorf("policy: --source-ip: %w", err))
 		}
 	}
-	if f.method == "" && f.path == "" && f.host == "" && f.headers == nil {
+	if f.claims != "" {
+		var err error
+		if r.JWT, err = claimsOf(f.claims); err != nil {
+			return r, usage(fmt.Errorf("policy: --claims %w", err))
+		}
+	}
+	if f.method == "" && f.path == "" && f.host == "" && f.headers == nil && f.claims == "" {
 		return r, nil
 	}
 	h := caseHTTP{Method: f.method, Host: f.host, Path: f.path, Headers: map[string]caseValues{}}
@@ -67,8 +74,8 @@ func (c *cli) policyExplainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain --from ID --to WORKLOAD",
 		Short: "Why a peer may connect to a workload, or may not",
-		Long: `Explain judges a connection, or with --method, --path, --host or --header a
-request, as the proxy in front of the workload would: the verdict, the rule
+		Long: `Explain judges a connection, or with --method, --path, --host, --header or
+--claims a request, as the proxy in front of the workload would: the verdict, the rule
 that decided, the mode and the document that set it, and every other rule that
 matches. It exits with 1 where the answer is no.
 
@@ -76,6 +83,7 @@ The peer is a SPIFFE ID, or "plaintext". The workload is the NAMESPACE/NAME of
 a registration, or its SPIFFE ID.`,
 		Example: `  aval policy explain --from spiffe://example.org/ns/shop/sa/web --to shop/api --port 8080
   aval policy explain --from plaintext --to shop/api
+  aval policy explain --from spiffe://example.org/web --to shop/api --method GET --claims '{"iss":"https://issuer.example.org","sub":"alice"}'
   aval policy explain --from spiffe://example.org/web --to shop/api --method GET --path /items -f documents/ --trust-domain example.org`,
 		Args: takes(),
 	}
@@ -85,6 +93,7 @@ a registration, or its SPIFFE ID.`,
 	cmd.Flags().StringVar(&asked.host, "host", "", "host of an HTTP request")
 	cmd.Flags().StringArrayVar(&asked.headers, "header", nil, "header of an HTTP request, NAME=VALUE; may be repeated")
 	cmd.Flags().StringVar(&asked.source, "source-ip", "", "address of the peer; without it, rules about addresses do not allow")
+	cmd.Flags().StringVar(&asked.claims, "claims", "", "claims of the token of an HTTP request, in JSON, of which signature and time are good")
 	cmd.Flags().StringVar(&asked.sni, "sni", "", "server name of the TLS handshake")
 	c.estateFlags(cmd, &from)
 	c.outputFlag(cmd, formTable, formJSON, formYAML)
@@ -123,6 +132,9 @@ type explainedPolicy struct {
 	verdict
 	Consulted []string       `json:"consulted"`
 	Matching  []matchingRule `json:"matching"`
+	// Tokens are the RequestAuthentications that apply: a request without a
+	// token passes them, one with a token that none takes does not.
+	Tokens []string `json:"tokens,omitempty"`
 	// Dropped are fields that only HTTP has, which count only in requests.
 	Dropped []string `json:"dropped,omitempty"`
 }
@@ -135,7 +147,11 @@ type matchingRule struct {
 
 func (c *cli) showExplained(e *estate, w identity.Registration, r *policy.Request) error {
 	set := e.compile(w)
+	valid := authenticate(set, r)
 	d := set.DecideRequest(r)
+	if !valid {
+		d = set.RefuseToken(r)
+	}
 	out := explainedPolicy{From: plaintextPeer, To: w.ID.String(), Workload: w.Path(), Port: r.Port, verdict: newVerdict(d), Consulted: d.Consulted, Matching: []matchingRule{}}
 	if !r.Peer.IsZero() {
 		out.From = r.Peer.String()
@@ -146,6 +162,7 @@ func (c *cli) showExplained(e *estate, w identity.Registration, r *policy.Reques
 	for _, m := range set.Matching(r, false) {
 		out.Matching = append(out.Matching, matchingRule{m.Policy, m.Rule, m.Action.String()})
 	}
+	out.Tokens = set.Authentication().Policies()
 	if r.HTTP == nil {
 		out.Dropped = set.RequestFields(r.Port)
 	}
@@ -174,6 +191,9 @@ func (c *cli) printExplained(out explainedPolicy, d policy.Decision) {
 	fmt.Fprintf(c.out, "  consulted  %s\n", orDash(strings.Join(out.Consulted, ", ")))
 	for _, m := range out.Matching {
 		fmt.Fprintf(c.out, "  matches    %s %s spec.rules[%d]\n", m.Action, m.Policy, m.Rule)
+	}
+	if len(out.Tokens) > 0 && len(out.Dropped) == 0 {
+		fmt.Fprintf(c.out, "  tokens     by %s; a request without one passes them\n", strings.Join(out.Tokens, ", "))
 	}
 	for _, field := range out.Dropped {
 		fmt.Fprintf(c.out, "  dropped    %s: only requests of HTTP have it; port %s is judged without\n", field, portText(out.Port))

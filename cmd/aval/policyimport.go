@@ -25,7 +25,8 @@ const (
 // imported is one document, and what is different about it.
 type imported struct {
 	doc     document.Document
-	skipped bool // it is of a kind that decides nothing here
+	istio   bool // it was one of Istio's
+	skipped bool // it decides nothing here
 	notes   []string
 }
 
@@ -45,15 +46,15 @@ func importDocument(file string, raw []byte, namespace string, s policy.Settings
 	if err := json.Unmarshal(raw, &head); err != nil {
 		return imported{}, fmt.Errorf("document: %w", err)
 	}
-	if head.Kind == "RequestAuthentication" {
-		// The token of a request is given as verified.
-		return imported{skipped: true, notes: []string{"is not imported: it decides nothing about who may do what"}}, nil
-	}
-	out := imported{}
-	if strings.HasPrefix(head.APIVersion, istioGroup) {
+	out := imported{istio: strings.HasPrefix(head.APIVersion, istioGroup)}
+	if out.istio {
 		var err error
 		if raw, out.notes, err = fromIstio(raw, s); err != nil {
 			return imported{}, err
+		}
+		if raw == nil {
+			out.skipped = true
+			return out, nil
 		}
 	}
 	if head.Metadata.Namespace != "" {
@@ -84,7 +85,8 @@ func (m *importer) note(format string, args ...any) {
 	}
 }
 
-// fromIstio writes a document of Istio's as one of ours.
+// fromIstio writes a document of Istio's as one of ours, or returns nil where
+// there is nothing in it that decides anything.
 func fromIstio(raw []byte, s policy.Settings) ([]byte, []string, error) {
 	var doc object
 	if err := json.Unmarshal(raw, &doc); err != nil {
@@ -102,8 +104,12 @@ func fromIstio(raw []byte, s policy.Settings) ([]byte, []string, error) {
 		m.peerAuthentication(spec)
 	case document.AuthorizationPolicy:
 		m.authorizationPolicy(spec)
+	case document.RequestAuthentication:
+		if !m.requestAuthentication(spec) {
+			return nil, m.notes, nil
+		}
 	default:
-		return nil, nil, fmt.Errorf("document: kind %v of Istio's is not one of AuthorizationPolicy, PeerAuthentication", doc["kind"])
+		return nil, nil, fmt.Errorf("document: kind %v of Istio's is not one of AuthorizationPolicy, PeerAuthentication, RequestAuthentication", doc["kind"])
 	}
 	data, err := json.Marshal(out)
 	if err != nil {

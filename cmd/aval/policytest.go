@@ -46,7 +46,11 @@ own trust domain), the workload, the request, and what is wanted:
    "want_dry_run": "DENY"}
 
 A null peer is plaintext, a null http a connection that is not HTTP, a null
-jwt no token. The verdict is that on the whole: a peer of a trust domain that
+jwt no token. A jwt is the claims of a token whose signature and time are good.
+Where a RequestAuthentication is among the policies and applies to the
+workload, a jwt whose iss or aud none of its rules takes is denied
+(token_invalid); where none of those in the case applies, the token is not
+looked at; in a case without any, the claims count as they are. The verdict is that on the whole: a peer of a trust domain that
 is neither the own one nor among trusted_domains is denied, and so is a path
 that a proxy refuses. On a port whose mode is DISABLE there is no TLS, so
 nobody's peer is known. A document that admission refuses denies, as it would

@@ -148,7 +148,12 @@ func newReplay(docs []document.Document, s policy.Settings, now time.Time) (*rep
 	if r.pas, r.aps, err = policy.Load(docs, s); err != nil {
 		return nil, err
 	}
-	r.except, _, err = policy.LoadExceptions(docs, s)
+	if r.except, _, err = policy.LoadExceptions(docs, s); err != nil {
+		return nil, err
+	}
+	// Tokens are not recorded, so that no connection is judged by them; what
+	// cannot be read would deny all the same.
+	_, _, err = policy.LoadRequestAuthentications(docs, s)
 	return r, err
 }
 

@@ -47,7 +47,7 @@ func (r *replay) judge(e *audit.Event, reg identity.Registration) (policy.Decisi
 		return r.judgeRequest(e, reg, c)
 	case e.ByRequest:
 		return set.Entrance(c), nil
-	case set.NeedsHTTP(e.Port) && e.Exception == "" && mayBeHTTP(e):
+	case set.AsksRequests(e.Port) && e.Exception == "" && mayBeHTTP(e):
 		return r.judgeUnasked(reg, c)
 	}
 	return r.decide(reg, c), nil

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/aval-id/aval/ca/jwks"
 	"github.com/aval-id/aval/ca/server"
 	"github.com/aval-id/aval/cmd/aval/settings"
 	"github.com/aval-id/aval/identity"
@@ -40,6 +41,11 @@ type serverSettings struct {
 	ServerTTL       time.Duration `json:"serverTTL" flag:"server-ttl" usage:"lifetime of the server's own SVID (default 24h)"`
 	IntermediateTTL time.Duration `json:"intermediateTTL" flag:"intermediate-ttl" usage:"lifetime of the server's signing certificate (default 168h)"`
 	RootTTL         time.Duration `json:"rootTTL" flag:"root-ttl" usage:"lifetime of a root made at the first start (default 87600h)"`
+
+	JWKSAllow   string        `json:"jwksAllow" flag:"jwks-allow" usage:"hosts that keys of token issuers are fetched from, HOST[:PORT][=CIDR+CIDR] between commas; private addresses only where a CIDR lists them (default none)"`
+	JWKSDir     string        `json:"jwksDir" flag:"jwks-dir" usage:"directory whose files may hold keys of token issuers (default none)"`
+	JWKSCA      string        `json:"jwksCA" flag:"jwks-ca" usage:"roots in PEM by which the hosts of --jwks-allow are verified (default the system's)"`
+	JWKSRefresh time.Duration `json:"jwksRefresh" flag:"jwks-refresh" usage:"how often keys of token issuers are fetched, give or take a tenth (default 5m)"`
 
 	AuthorityReserve int64         `json:"authorityReserve" flag:"authority-reserve" usage:"bytes of disk held for administrative records (default 16 MiB, negative: none)"`
 	ConnectionsQuota int64         `json:"connectionsQuota" flag:"connections-quota" usage:"bytes that the connections log may take (default 4 GiB, negative: unlimited)"`
@@ -115,6 +121,7 @@ func (s *serverSettings) config(log *slog.Logger) (server.Config, error) {
 		MinTTL: s.MinTTL, DefaultTTL: s.DefaultTTL, MaxTTL: s.MaxTTL, NodeTTL: s.NodeTTL,
 		ServerTTL: s.ServerTTL, IntermediateTTL: s.IntermediateTTL, RootTTL: s.RootTTL,
 		RootNamespace: s.RootNamespace, DefaultDeny: deny, EndpointsByAttribute: s.EndpointsByAttribute,
+		KeySources: jwks.Config{Allow: s.JWKSAllow, Dir: s.JWKSDir, CAFile: s.JWKSCA}, KeysRefresh: s.JWKSRefresh,
 		AuthorityReserve: s.AuthorityReserve, ConnectionsQuota: s.ConnectionsQuota,
 		MaxConnections: s.MaxConnections, MaxHandshakesPerSource: s.MaxPerSource, HandshakeTimeout: s.HandshakeTimeout, DrainTimeout: s.DrainTimeout,
 		IssuePace:  server.Pace{PerSecond: float64(s.NodeSVIDs), Burst: s.NodeSVIDBurst},

@@ -111,7 +111,7 @@ func TestRefusedDocumentsNameTheField(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"unknown field", head("metadata: {name: web, namspace: shop}"), "f.yaml:3: metadata.namspace: unknown field; allowed: name, namespace, labels, annotations, creationTimestamp; did you mean metadata.namespace?"},
 		{"unknown top field", head("metadata: {name: web}\nspecs: {}"), "f.yaml:4: specs: unknown field; allowed: apiVersion, kind, metadata, spec; did you mean spec?"},
-		{"unknown kind", "apiVersion: aval.dev/v1alpha1\nkind: Registratoin\nmetadata: {name: web}", `f.yaml:2: kind: is not a known kind; found "Registratoin"; allowed: Registration, PeerAuthentication, AuthorizationPolicy, PlaintextException; did you mean Registration?`},
+		{"unknown kind", "apiVersion: aval.dev/v1alpha1\nkind: Registratoin\nmetadata: {name: web}", `f.yaml:2: kind: is not a known kind; found "Registratoin"; allowed: Registration, PeerAuthentication, AuthorizationPolicy, RequestAuthentication, PlaintextException; did you mean Registration?`},
 		{"other version", "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: web}", `f.yaml:1: apiVersion: is not supported; found "security.istio.io/v1"; allowed: aval.dev/v1alpha1`},
 		{"no name", head("metadata: {namespace: shop}"), "metadata.name: is missing"},
 		{"bad name", head("metadata: {name: Web_1}"), `metadata.name: has 'W'`},

@@ -13,10 +13,11 @@ type Kind = string
 
 // The kinds of documents. All of them live in a namespace.
 const (
-	Registration        Kind = "Registration"
-	PeerAuthentication  Kind = "PeerAuthentication"
-	AuthorizationPolicy Kind = "AuthorizationPolicy"
-	PlaintextException  Kind = "PlaintextException"
+	Registration          Kind = "Registration"
+	PeerAuthentication    Kind = "PeerAuthentication"
+	AuthorizationPolicy   Kind = "AuthorizationPolicy"
+	RequestAuthentication Kind = "RequestAuthentication"
+	PlaintextException    Kind = "PlaintextException"
 )
 
 // kinds pairs each kind with its plural in lower case.
@@ -24,6 +25,7 @@ var kinds = []struct{ kind, plural string }{
 	{Registration, "registrations"},
 	{PeerAuthentication, "peerauthentications"},
 	{AuthorizationPolicy, "authorizationpolicies"},
+	{RequestAuthentication, "requestauthentications"},
 	{PlaintextException, "plaintextexceptions"},
 }
 

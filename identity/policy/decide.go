@@ -104,7 +104,7 @@ func (s *Set) Matching(r *Request, trial bool) []Match {
 // by the mode alone.
 func (s *Set) Entrance(c Connection) Decision {
 	d := s.Decide(c)
-	if d.Allowed || !s.NeedsHTTP(c.Port) || d.Reason == ReasonPlaintextRefused {
+	if d.Allowed || !s.AsksRequests(c.Port) || d.Reason == ReasonPlaintextRefused {
 		return d
 	}
 	d.Allowed, d.Policy, d.Rule, d.Reason = true, "", -1, ReasonAllowed

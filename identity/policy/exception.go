@@ -36,6 +36,9 @@ type PlaintextException struct {
 // Key returns which document this is.
 func (x PlaintextException) Key() document.Key { return x.key }
 
+// Needs returns the EvaluatorVersion that understands the exception.
+func (x PlaintextException) Needs() int { return requestsVersion }
+
 // Reason returns why it was made, in its author's words.
 func (x PlaintextException) Reason() string { return x.reason }
 
@@ -70,7 +73,7 @@ type rawPlaintextException struct {
 // belongs to the workloads of one namespace. The error is a document.Errors
 // with every fault.
 func ParsePlaintextException(d document.Document, s Settings) (PlaintextException, []Warning, error) {
-	if errs := checkExceptionEnvelope(d); len(errs) > 0 {
+	if errs := checkUndecided(d, document.PlaintextException, "an exception holds or is not there: try it with a simulation"); len(errs) > 0 {
 		return PlaintextException{}, nil, errs
 	}
 	var raw rawPlaintextException
@@ -119,17 +122,18 @@ func ParsePlaintextException(d document.Document, s Settings) (PlaintextExceptio
 	return x, warnings, nil
 }
 
-func checkExceptionEnvelope(d document.Document) document.Errors {
+// checkUndecided checks the envelope of what has no dry run.
+func checkUndecided(d document.Document, kind document.Kind, noDryRun string) document.Errors {
 	var errs document.Errors
-	if d.Kind() != document.PlaintextException {
-		errs = append(errs, d.Errorf("kind", d.Kind(), document.PlaintextException, "is another kind"))
+	if d.Kind() != kind {
+		errs = append(errs, d.Errorf("kind", d.Kind(), kind, "is another kind"))
 	}
 	m := d.Metadata()
 	if m.Namespace == "" {
 		errs = append(errs, d.Errorf("metadata.namespace", "", "a DNS label", "is missing"))
 	}
 	if value, ok := m.Annotations[DryRunAnnotation]; ok && value != "false" {
-		errs = append(errs, d.Errorf("metadata.annotations."+DryRunAnnotation, value, "false", "an exception holds or is not there: try it with a simulation"))
+		errs = append(errs, d.Errorf("metadata.annotations."+DryRunAnnotation, value, "false", "%s", noDryRun))
 	}
 	return errs
 }

@@ -13,7 +13,7 @@ import (
 
 // EvaluatorVersion is the meaning of policies that this package knows. It
 // grows when an old evaluator would misread a policy that it can parse.
-const EvaluatorVersion = 2
+const EvaluatorVersion = 3
 
 // requestsVersion is the EvaluatorVersion that knows what Settings.Requests
 // admits. Version 1 knows all the rest.

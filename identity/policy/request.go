@@ -16,6 +16,7 @@ const (
 	ReasonPolicyDenied     = "policy_denied"      // a DENY matched, or no ALLOW did
 	ReasonPlaintextRefused = "plaintext_refused"  // the mode demands mTLS
 	ReasonWrongTrustDomain = "wrong_trust_domain" // a foreign peer that no ALLOW rule admits by its domain
+	ReasonTokenInvalid     = "token_invalid"      // a token that no RequestAuthentication takes
 )
 
 // Connection is what is known of a connection to the workload. Missing

@@ -16,6 +16,8 @@ type Set struct {
 	trial      *ruling // of the enforced policies and those on dry run; nil where none of these applies
 	fields     []requestField
 	generation uint64
+
+	authentication *Authentication // nil where tokens are not looked at
 }
 
 // ruling is policies that decide together.
@@ -155,15 +157,22 @@ func (r *ruling) mode(port uint16) resolved {
 	return r.whole
 }
 
-// NeedsHTTP reports whether a policy that may apply to the port, also one on
-// dry run, has fields that only requests of HTTP have.
+// NeedsHTTP reports whether the port's connections are to be judged request
+// by request where they are HTTP: because of a policy, or of tokens.
 func (s *Set) NeedsHTTP(port uint16) bool {
+	return s != nil && (s.authentication != nil || s.AsksRequests(port))
+}
+
+// AsksRequests reports whether a policy that may apply to the port, also one
+// on dry run, has fields that only requests of HTTP have.
+func (s *Set) AsksRequests(port uint16) bool {
 	return s != nil && slices.ContainsFunc(s.fields, func(f requestField) bool { return f.on(port) })
 }
 
 // RequestFields returns the fields that NeedsHTTP means, as "ns/name FIELD",
 // in order. Where the port's connections are not HTTP they are dropped: in an
-// ALLOW rule with the whole rule, in DENY and AUDIT alone.
+// ALLOW rule with the whole rule, in DENY and AUDIT alone. The rules of a
+// RequestAuthentication have no effect there.
 func (s *Set) RequestFields(port uint16) []string {
 	if s == nil {
 		return nil
@@ -172,6 +181,11 @@ func (s *Set) RequestFields(port uint16) []string {
 	for _, f := range s.fields {
 		if f.on(port) {
 			out = append(out, f.policy+" "+f.field)
+		}
+	}
+	if s.authentication != nil {
+		for _, name := range s.authentication.policies {
+			out = append(out, name+" spec.jwtRules")
 		}
 	}
 	slices.Sort(out)

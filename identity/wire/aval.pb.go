@@ -1467,7 +1467,10 @@ type Delta struct {
 	Deletes  []*ResourceKey         `protobuf:"bytes,4,rep,name=deletes,proto3" json:"deletes,omitempty"`
 	Bundles  []*Bundle              `protobuf:"bytes,5,rep,name=bundles,proto3" json:"bundles,omitempty"`
 	// reset drops everything held before the upserts are taken.
-	Reset_        bool `protobuf:"varint,6,opt,name=reset,proto3" json:"reset,omitempty"`
+	Reset_ bool `protobuf:"varint,6,opt,name=reset,proto3" json:"reset,omitempty"`
+	// key_sets are those that changed, of the issuers that the node's policies
+	// name. Reset drops all of them.
+	KeySets       []*KeySet `protobuf:"bytes,8,rep,name=key_sets,json=keySets,proto3" json:"key_sets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1544,6 +1547,67 @@ func (x *Delta) GetReset_() bool {
 	return false
 }
 
+func (x *Delta) GetKeySets() []*KeySet {
+	if x != nil {
+		return x.KeySets
+	}
+	return nil
+}
+
+// KeySet is the public keys of an issuer of tokens, as the server found them.
+type KeySet struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Uri   string                 `protobuf:"bytes,1,opt,name=uri,proto3" json:"uri,omitempty"`
+	// keys is a JWK set; empty where there is none, or none any more.
+	Keys          []byte `protobuf:"bytes,2,opt,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeySet) Reset() {
+	*x = KeySet{}
+	mi := &file_aval_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeySet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeySet) ProtoMessage() {}
+
+func (x *KeySet) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeySet.ProtoReflect.Descriptor instead.
+func (*KeySet) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *KeySet) GetUri() string {
+	if x != nil {
+		return x.Uri
+	}
+	return ""
+}
+
+func (x *KeySet) GetKeys() []byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
 // Resource is a document in canonical JSON.
 type Resource struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -1558,7 +1622,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_aval_proto_msgTypes[20]
+	mi := &file_aval_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1634,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[20]
+	mi := &file_aval_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1647,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{20}
+	return file_aval_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Resource) GetKey() *ResourceKey {
@@ -1625,7 +1689,7 @@ type ResourceKey struct {
 
 func (x *ResourceKey) Reset() {
 	*x = ResourceKey{}
-	mi := &file_aval_proto_msgTypes[21]
+	mi := &file_aval_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1701,7 @@ func (x *ResourceKey) String() string {
 func (*ResourceKey) ProtoMessage() {}
 
 func (x *ResourceKey) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[21]
+	mi := &file_aval_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1714,7 @@ func (x *ResourceKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceKey.ProtoReflect.Descriptor instead.
 func (*ResourceKey) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{21}
+	return file_aval_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResourceKey) GetKind() string {
@@ -1685,7 +1749,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_aval_proto_msgTypes[22]
+	mi := &file_aval_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1697,7 +1761,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[22]
+	mi := &file_aval_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1710,7 +1774,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{22}
+	return file_aval_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -1737,7 +1801,7 @@ type IssueResults struct {
 
 func (x *IssueResults) Reset() {
 	*x = IssueResults{}
-	mi := &file_aval_proto_msgTypes[23]
+	mi := &file_aval_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1749,7 +1813,7 @@ func (x *IssueResults) String() string {
 func (*IssueResults) ProtoMessage() {}
 
 func (x *IssueResults) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[23]
+	mi := &file_aval_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1762,7 +1826,7 @@ func (x *IssueResults) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResults.ProtoReflect.Descriptor instead.
 func (*IssueResults) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{23}
+	return file_aval_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *IssueResults) GetBatch() uint64 {
@@ -1796,7 +1860,7 @@ type IssueResult struct {
 
 func (x *IssueResult) Reset() {
 	*x = IssueResult{}
-	mi := &file_aval_proto_msgTypes[24]
+	mi := &file_aval_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1808,7 +1872,7 @@ func (x *IssueResult) String() string {
 func (*IssueResult) ProtoMessage() {}
 
 func (x *IssueResult) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[24]
+	mi := &file_aval_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1821,7 +1885,7 @@ func (x *IssueResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResult.ProtoReflect.Descriptor instead.
 func (*IssueResult) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{24}
+	return file_aval_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *IssueResult) GetRequest() uint64 {
@@ -1884,7 +1948,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_aval_proto_msgTypes[25]
+	mi := &file_aval_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1896,7 +1960,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[25]
+	mi := &file_aval_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1909,7 +1973,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{25}
+	return file_aval_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Receipt) GetLog() string {
@@ -1970,7 +2034,7 @@ type RecordsAck struct {
 
 func (x *RecordsAck) Reset() {
 	*x = RecordsAck{}
-	mi := &file_aval_proto_msgTypes[26]
+	mi := &file_aval_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1982,7 +2046,7 @@ func (x *RecordsAck) String() string {
 func (*RecordsAck) ProtoMessage() {}
 
 func (x *RecordsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[26]
+	mi := &file_aval_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1995,7 +2059,7 @@ func (x *RecordsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsAck.ProtoReflect.Descriptor instead.
 func (*RecordsAck) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{26}
+	return file_aval_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RecordsAck) GetSequence() uint64 {
@@ -2016,7 +2080,7 @@ type Checkpoints struct {
 
 func (x *Checkpoints) Reset() {
 	*x = Checkpoints{}
-	mi := &file_aval_proto_msgTypes[27]
+	mi := &file_aval_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2028,7 +2092,7 @@ func (x *Checkpoints) String() string {
 func (*Checkpoints) ProtoMessage() {}
 
 func (x *Checkpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[27]
+	mi := &file_aval_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2041,7 +2105,7 @@ func (x *Checkpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoints.ProtoReflect.Descriptor instead.
 func (*Checkpoints) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{27}
+	return file_aval_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Checkpoints) GetCheckpoints() []*Checkpoint {
@@ -2062,7 +2126,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_aval_proto_msgTypes[28]
+	mi := &file_aval_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2074,7 +2138,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[28]
+	mi := &file_aval_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2087,7 +2151,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{28}
+	return file_aval_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Checkpoint) GetLog() string {
@@ -2123,7 +2187,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_aval_proto_msgTypes[29]
+	mi := &file_aval_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2135,7 +2199,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[29]
+	mi := &file_aval_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2148,7 +2212,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{29}
+	return file_aval_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Goodbye) GetReason() string {
@@ -2183,7 +2247,7 @@ type Announcement struct {
 
 func (x *Announcement) Reset() {
 	*x = Announcement{}
-	mi := &file_aval_proto_msgTypes[30]
+	mi := &file_aval_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2259,7 @@ func (x *Announcement) String() string {
 func (*Announcement) ProtoMessage() {}
 
 func (x *Announcement) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[30]
+	mi := &file_aval_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2272,7 @@ func (x *Announcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
 func (*Announcement) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{30}
+	return file_aval_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Announcement) GetIdentity() string {
@@ -2234,7 +2298,7 @@ type Announced struct {
 
 func (x *Announced) Reset() {
 	*x = Announced{}
-	mi := &file_aval_proto_msgTypes[31]
+	mi := &file_aval_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +2310,7 @@ func (x *Announced) String() string {
 func (*Announced) ProtoMessage() {}
 
 func (x *Announced) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[31]
+	mi := &file_aval_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +2323,7 @@ func (x *Announced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announced.ProtoReflect.Descriptor instead.
 func (*Announced) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{31}
+	return file_aval_proto_rawDescGZIP(), []int{32}
 }
 
 type EndpointsRequest struct {
@@ -2271,7 +2335,7 @@ type EndpointsRequest struct {
 
 func (x *EndpointsRequest) Reset() {
 	*x = EndpointsRequest{}
-	mi := &file_aval_proto_msgTypes[32]
+	mi := &file_aval_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2283,7 +2347,7 @@ func (x *EndpointsRequest) String() string {
 func (*EndpointsRequest) ProtoMessage() {}
 
 func (x *EndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[32]
+	mi := &file_aval_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2296,7 +2360,7 @@ func (x *EndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointsRequest.ProtoReflect.Descriptor instead.
 func (*EndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{32}
+	return file_aval_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *EndpointsRequest) GetIdentity() string {
@@ -2319,7 +2383,7 @@ type EndpointSet struct {
 
 func (x *EndpointSet) Reset() {
 	*x = EndpointSet{}
-	mi := &file_aval_proto_msgTypes[33]
+	mi := &file_aval_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2331,7 +2395,7 @@ func (x *EndpointSet) String() string {
 func (*EndpointSet) ProtoMessage() {}
 
 func (x *EndpointSet) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[33]
+	mi := &file_aval_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2344,7 +2408,7 @@ func (x *EndpointSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointSet.ProtoReflect.Descriptor instead.
 func (*EndpointSet) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{33}
+	return file_aval_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *EndpointSet) GetEndpoints() []*Endpoint {
@@ -2379,7 +2443,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_aval_proto_msgTypes[34]
+	mi := &file_aval_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2455,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[34]
+	mi := &file_aval_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2468,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{34}
+	return file_aval_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WatchRequest) GetIdentity() string {
@@ -2438,13 +2502,15 @@ type Snapshot struct {
 	Policies          []*Resource       `protobuf:"bytes,9,rep,name=policies,proto3" json:"policies,omitempty"`
 	NodeId            string            `protobuf:"bytes,10,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	IssuedAt          int64             `protobuf:"varint,11,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// key_sets are those that the policies name.
+	KeySets       []*KeySet `protobuf:"bytes,14,rep,name=key_sets,json=keySets,proto3" json:"key_sets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_aval_proto_msgTypes[35]
+	mi := &file_aval_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +2522,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[35]
+	mi := &file_aval_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +2535,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{35}
+	return file_aval_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Snapshot) GetPosition() *Position {
@@ -2549,6 +2615,13 @@ func (x *Snapshot) GetIssuedAt() int64 {
 	return 0
 }
 
+func (x *Snapshot) GetKeySets() []*KeySet {
+	if x != nil {
+		return x.KeySets
+	}
+	return nil
+}
+
 type ExplainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -2558,7 +2631,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2570,7 +2643,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2583,7 +2656,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{36}
+	return file_aval_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExplainRequest) GetPid() int32 {
@@ -2606,7 +2679,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2618,7 +2691,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2631,7 +2704,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{37}
+	return file_aval_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExplainResponse) GetSelectors() map[string]*Values {
@@ -2687,7 +2760,7 @@ type ExplainedRegistration struct {
 
 func (x *ExplainedRegistration) Reset() {
 	*x = ExplainedRegistration{}
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2699,7 +2772,7 @@ func (x *ExplainedRegistration) String() string {
 func (*ExplainedRegistration) ProtoMessage() {}
 
 func (x *ExplainedRegistration) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2712,7 +2785,7 @@ func (x *ExplainedRegistration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedRegistration.ProtoReflect.Descriptor instead.
 func (*ExplainedRegistration) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{38}
+	return file_aval_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ExplainedRegistration) GetRegistration() string {
@@ -2772,7 +2845,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2784,7 +2857,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2797,7 +2870,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{39}
+	return file_aval_proto_rawDescGZIP(), []int{40}
 }
 
 type StatusResponse struct {
@@ -2823,7 +2896,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2835,7 +2908,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2848,7 +2921,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{40}
+	return file_aval_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StatusResponse) GetNodeId() string {
@@ -2957,7 +3030,7 @@ type ListEndpointsRequest struct {
 
 func (x *ListEndpointsRequest) Reset() {
 	*x = ListEndpointsRequest{}
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2969,7 +3042,7 @@ func (x *ListEndpointsRequest) String() string {
 func (*ListEndpointsRequest) ProtoMessage() {}
 
 func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2982,7 +3055,7 @@ func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{41}
+	return file_aval_proto_rawDescGZIP(), []int{42}
 }
 
 type ListEndpointsResponse struct {
@@ -2996,7 +3069,7 @@ type ListEndpointsResponse struct {
 
 func (x *ListEndpointsResponse) Reset() {
 	*x = ListEndpointsResponse{}
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3008,7 +3081,7 @@ func (x *ListEndpointsResponse) String() string {
 func (*ListEndpointsResponse) ProtoMessage() {}
 
 func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3021,7 +3094,7 @@ func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListEndpointsResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{42}
+	return file_aval_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListEndpointsResponse) GetEndpoints() []*EndpointState {
@@ -3057,7 +3130,7 @@ type EndpointState struct {
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3069,7 +3142,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3082,7 +3155,7 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{43}
+	return file_aval_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *EndpointState) GetEndpoint() *Endpoint {
@@ -3138,7 +3211,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3150,7 +3223,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3163,7 +3236,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{44}
+	return file_aval_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ApplyRequest) GetDocuments() [][]byte {
@@ -3191,7 +3264,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3203,7 +3276,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3216,7 +3289,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{45}
+	return file_aval_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -3255,7 +3328,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3267,7 +3340,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3280,7 +3353,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{46}
+	return file_aval_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Change) GetKey() *ResourceKey {
@@ -3331,7 +3404,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3343,7 +3416,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3356,7 +3429,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{47}
+	return file_aval_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *GetRequest) GetKind() string {
@@ -3390,7 +3463,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3402,7 +3475,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3415,7 +3488,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{48}
+	return file_aval_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GetResponse) GetDocuments() [][]byte {
@@ -3442,7 +3515,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3454,7 +3527,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3467,7 +3540,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{49}
+	return file_aval_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DeleteRequest) GetKeys() []*ResourceKey {
@@ -3494,7 +3567,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3506,7 +3579,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3519,7 +3592,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{50}
+	return file_aval_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DeleteResponse) GetChanges() []*Change {
@@ -3548,7 +3621,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3560,7 +3633,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3573,7 +3646,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{51}
+	return file_aval_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CreateTokenRequest) GetTtl() int64 {
@@ -3610,7 +3683,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3622,7 +3695,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3635,7 +3708,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{52}
+	return file_aval_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -3683,7 +3756,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3695,7 +3768,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3708,7 +3781,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{53}
+	return file_aval_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListNodesRequest) GetName() string {
@@ -3727,7 +3800,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3739,7 +3812,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3752,7 +3825,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{54}
+	return file_aval_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeState {
@@ -3783,7 +3856,7 @@ type NodeState struct {
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3795,7 +3868,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3808,7 +3881,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{55}
+	return file_aval_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *NodeState) GetNodeId() string {
@@ -3913,7 +3986,7 @@ type LiveSVID struct {
 
 func (x *LiveSVID) Reset() {
 	*x = LiveSVID{}
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3925,7 +3998,7 @@ func (x *LiveSVID) String() string {
 func (*LiveSVID) ProtoMessage() {}
 
 func (x *LiveSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3938,7 +4011,7 @@ func (x *LiveSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSVID.ProtoReflect.Descriptor instead.
 func (*LiveSVID) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{56}
+	return file_aval_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *LiveSVID) GetSpiffeId() string {
@@ -3971,7 +4044,7 @@ type EvictNodeRequest struct {
 
 func (x *EvictNodeRequest) Reset() {
 	*x = EvictNodeRequest{}
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3983,7 +4056,7 @@ func (x *EvictNodeRequest) String() string {
 func (*EvictNodeRequest) ProtoMessage() {}
 
 func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3996,7 +4069,7 @@ func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvictNodeRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{57}
+	return file_aval_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *EvictNodeRequest) GetName() string {
@@ -4015,7 +4088,7 @@ type EvictNodeResponse struct {
 
 func (x *EvictNodeResponse) Reset() {
 	*x = EvictNodeResponse{}
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4027,7 +4100,7 @@ func (x *EvictNodeResponse) String() string {
 func (*EvictNodeResponse) ProtoMessage() {}
 
 func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4040,7 +4113,7 @@ func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeResponse.ProtoReflect.Descriptor instead.
 func (*EvictNodeResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{58}
+	return file_aval_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *EvictNodeResponse) GetNode() *NodeState {
@@ -4069,7 +4142,7 @@ type EntriesRequest struct {
 
 func (x *EntriesRequest) Reset() {
 	*x = EntriesRequest{}
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4081,7 +4154,7 @@ func (x *EntriesRequest) String() string {
 func (*EntriesRequest) ProtoMessage() {}
 
 func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4094,7 +4167,7 @@ func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesRequest.ProtoReflect.Descriptor instead.
 func (*EntriesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{59}
+	return file_aval_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *EntriesRequest) GetLog() string {
@@ -4164,7 +4237,7 @@ type EntriesResponse struct {
 
 func (x *EntriesResponse) Reset() {
 	*x = EntriesResponse{}
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4176,7 +4249,7 @@ func (x *EntriesResponse) String() string {
 func (*EntriesResponse) ProtoMessage() {}
 
 func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4189,7 +4262,7 @@ func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesResponse.ProtoReflect.Descriptor instead.
 func (*EntriesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{60}
+	return file_aval_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *EntriesResponse) GetLog() string {
@@ -4214,7 +4287,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4226,7 +4299,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4239,7 +4312,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{61}
+	return file_aval_proto_rawDescGZIP(), []int{62}
 }
 
 type BackupResponse struct {
@@ -4251,7 +4324,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4263,7 +4336,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4276,7 +4349,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{62}
+	return file_aval_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -4294,7 +4367,7 @@ type ServerStatusRequest struct {
 
 func (x *ServerStatusRequest) Reset() {
 	*x = ServerStatusRequest{}
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4306,7 +4379,7 @@ func (x *ServerStatusRequest) String() string {
 func (*ServerStatusRequest) ProtoMessage() {}
 
 func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4319,7 +4392,7 @@ func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusRequest.ProtoReflect.Descriptor instead.
 func (*ServerStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{63}
+	return file_aval_proto_rawDescGZIP(), []int{64}
 }
 
 type ServerStatusResponse struct {
@@ -4347,13 +4420,15 @@ type ServerStatusResponse struct {
 	// none of whose endpoints count, worded for a person.
 	EndpointFaults []string `protobuf:"bytes,22,rep,name=endpoint_faults,json=endpointFaults,proto3" json:"endpoint_faults,omitempty"`
 	Endpoints      uint32   `protobuf:"varint,23,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// key_sets are the sources of keys that RequestAuthentications name.
+	KeySets       []*KeySetState `protobuf:"bytes,19,rep,name=key_sets,json=keySets,proto3" json:"key_sets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServerStatusResponse) Reset() {
 	*x = ServerStatusResponse{}
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4365,7 +4440,7 @@ func (x *ServerStatusResponse) String() string {
 func (*ServerStatusResponse) ProtoMessage() {}
 
 func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4378,7 +4453,7 @@ func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusResponse.ProtoReflect.Descriptor instead.
 func (*ServerStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{64}
+	return file_aval_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ServerStatusResponse) GetTrustDomain() string {
@@ -4521,6 +4596,111 @@ func (x *ServerStatusResponse) GetEndpoints() uint32 {
 	return 0
 }
 
+func (x *ServerStatusResponse) GetKeySets() []*KeySetState {
+	if x != nil {
+		return x.KeySets
+	}
+	return nil
+}
+
+// KeySetState is how the server stands with one source of keys. Times are
+// Unix milliseconds, zero where there is none.
+type KeySetState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Uri   string                 `protobuf:"bytes,1,opt,name=uri,proto3" json:"uri,omitempty"`
+	// documents are namespace/name of those that name it.
+	Documents []string `protobuf:"bytes,2,rep,name=documents,proto3" json:"documents,omitempty"`
+	Keys      uint32   `protobuf:"varint,3,opt,name=keys,proto3" json:"keys,omitempty"`
+	KeyIds    []string `protobuf:"bytes,4,rep,name=key_ids,json=keyIds,proto3" json:"key_ids,omitempty"`
+	// fetched is when the keys in force were last found to be the newest,
+	// changed when they came to be in force.
+	Fetched int64 `protobuf:"varint,5,opt,name=fetched,proto3" json:"fetched,omitempty"`
+	Changed int64 `protobuf:"varint,6,opt,name=changed,proto3" json:"changed,omitempty"`
+	// error says why the last try failed; empty where it did not.
+	Error         string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeySetState) Reset() {
+	*x = KeySetState{}
+	mi := &file_aval_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeySetState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeySetState) ProtoMessage() {}
+
+func (x *KeySetState) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeySetState.ProtoReflect.Descriptor instead.
+func (*KeySetState) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *KeySetState) GetUri() string {
+	if x != nil {
+		return x.Uri
+	}
+	return ""
+}
+
+func (x *KeySetState) GetDocuments() []string {
+	if x != nil {
+		return x.Documents
+	}
+	return nil
+}
+
+func (x *KeySetState) GetKeys() uint32 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+func (x *KeySetState) GetKeyIds() []string {
+	if x != nil {
+		return x.KeyIds
+	}
+	return nil
+}
+
+func (x *KeySetState) GetFetched() int64 {
+	if x != nil {
+		return x.Fetched
+	}
+	return 0
+}
+
+func (x *KeySetState) GetChanged() int64 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
+func (x *KeySetState) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type AuthorityState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// role is root, intermediate or server.
@@ -4537,7 +4717,7 @@ type AuthorityState struct {
 
 func (x *AuthorityState) Reset() {
 	*x = AuthorityState{}
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4549,7 +4729,7 @@ func (x *AuthorityState) String() string {
 func (*AuthorityState) ProtoMessage() {}
 
 func (x *AuthorityState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4562,7 +4742,7 @@ func (x *AuthorityState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityState.ProtoReflect.Descriptor instead.
 func (*AuthorityState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{65}
+	return file_aval_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *AuthorityState) GetRole() string {
@@ -4628,7 +4808,7 @@ type LogState struct {
 
 func (x *LogState) Reset() {
 	*x = LogState{}
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4640,7 +4820,7 @@ func (x *LogState) String() string {
 func (*LogState) ProtoMessage() {}
 
 func (x *LogState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4653,7 +4833,7 @@ func (x *LogState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogState.ProtoReflect.Descriptor instead.
 func (*LogState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{66}
+	return file_aval_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *LogState) GetName() string {
@@ -4712,7 +4892,7 @@ type ExplainStrictRequest struct {
 
 func (x *ExplainStrictRequest) Reset() {
 	*x = ExplainStrictRequest{}
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4724,7 +4904,7 @@ func (x *ExplainStrictRequest) String() string {
 func (*ExplainStrictRequest) ProtoMessage() {}
 
 func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4737,7 +4917,7 @@ func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictRequest.ProtoReflect.Descriptor instead.
 func (*ExplainStrictRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{67}
+	return file_aval_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ExplainStrictRequest) GetTarget() string {
@@ -4771,7 +4951,7 @@ type ExplainStrictResponse struct {
 
 func (x *ExplainStrictResponse) Reset() {
 	*x = ExplainStrictResponse{}
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4783,7 +4963,7 @@ func (x *ExplainStrictResponse) String() string {
 func (*ExplainStrictResponse) ProtoMessage() {}
 
 func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4796,7 +4976,7 @@ func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictResponse.ProtoReflect.Descriptor instead.
 func (*ExplainStrictResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{68}
+	return file_aval_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ExplainStrictResponse) GetWorkloads() []*StrictWorkload {
@@ -4870,7 +5050,7 @@ type StrictWorkload struct {
 
 func (x *StrictWorkload) Reset() {
 	*x = StrictWorkload{}
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4882,7 +5062,7 @@ func (x *StrictWorkload) String() string {
 func (*StrictWorkload) ProtoMessage() {}
 
 func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4895,7 +5075,7 @@ func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictWorkload.ProtoReflect.Descriptor instead.
 func (*StrictWorkload) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{69}
+	return file_aval_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *StrictWorkload) GetRegistration() string {
@@ -5010,7 +5190,7 @@ type StrictException struct {
 
 func (x *StrictException) Reset() {
 	*x = StrictException{}
-	mi := &file_aval_proto_msgTypes[70]
+	mi := &file_aval_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5022,7 +5202,7 @@ func (x *StrictException) String() string {
 func (*StrictException) ProtoMessage() {}
 
 func (x *StrictException) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[70]
+	mi := &file_aval_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5035,7 +5215,7 @@ func (x *StrictException) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictException.ProtoReflect.Descriptor instead.
 func (*StrictException) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{70}
+	return file_aval_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *StrictException) GetName() string {
@@ -5082,7 +5262,7 @@ type StrictPort struct {
 
 func (x *StrictPort) Reset() {
 	*x = StrictPort{}
-	mi := &file_aval_proto_msgTypes[71]
+	mi := &file_aval_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5094,7 +5274,7 @@ func (x *StrictPort) String() string {
 func (*StrictPort) ProtoMessage() {}
 
 func (x *StrictPort) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[71]
+	mi := &file_aval_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5107,7 +5287,7 @@ func (x *StrictPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictPort.ProtoReflect.Descriptor instead.
 func (*StrictPort) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{71}
+	return file_aval_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *StrictPort) GetPort() uint32 {
@@ -5197,7 +5377,7 @@ type StrictClient struct {
 
 func (x *StrictClient) Reset() {
 	*x = StrictClient{}
-	mi := &file_aval_proto_msgTypes[72]
+	mi := &file_aval_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5209,7 +5389,7 @@ func (x *StrictClient) String() string {
 func (*StrictClient) ProtoMessage() {}
 
 func (x *StrictClient) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[72]
+	mi := &file_aval_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5222,7 +5402,7 @@ func (x *StrictClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictClient.ProtoReflect.Descriptor instead.
 func (*StrictClient) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{72}
+	return file_aval_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *StrictClient) GetCause() string {
@@ -5345,7 +5525,7 @@ type ProxyStatusRequest struct {
 
 func (x *ProxyStatusRequest) Reset() {
 	*x = ProxyStatusRequest{}
-	mi := &file_aval_proto_msgTypes[73]
+	mi := &file_aval_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5357,7 +5537,7 @@ func (x *ProxyStatusRequest) String() string {
 func (*ProxyStatusRequest) ProtoMessage() {}
 
 func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[73]
+	mi := &file_aval_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5370,7 +5550,7 @@ func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusRequest.ProtoReflect.Descriptor instead.
 func (*ProxyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{73}
+	return file_aval_proto_rawDescGZIP(), []int{75}
 }
 
 type ProxyStatusResponse struct {
@@ -5406,7 +5586,7 @@ type ProxyStatusResponse struct {
 
 func (x *ProxyStatusResponse) Reset() {
 	*x = ProxyStatusResponse{}
-	mi := &file_aval_proto_msgTypes[74]
+	mi := &file_aval_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5418,7 +5598,7 @@ func (x *ProxyStatusResponse) String() string {
 func (*ProxyStatusResponse) ProtoMessage() {}
 
 func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[74]
+	mi := &file_aval_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5431,7 +5611,7 @@ func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusResponse.ProtoReflect.Descriptor instead.
 func (*ProxyStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{74}
+	return file_aval_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ProxyStatusResponse) GetSpiffeId() string {
@@ -5597,7 +5777,7 @@ type ProxyRegistry struct {
 
 func (x *ProxyRegistry) Reset() {
 	*x = ProxyRegistry{}
-	mi := &file_aval_proto_msgTypes[75]
+	mi := &file_aval_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5609,7 +5789,7 @@ func (x *ProxyRegistry) String() string {
 func (*ProxyRegistry) ProtoMessage() {}
 
 func (x *ProxyRegistry) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[75]
+	mi := &file_aval_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5622,7 +5802,7 @@ func (x *ProxyRegistry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyRegistry.ProtoReflect.Descriptor instead.
 func (*ProxyRegistry) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{75}
+	return file_aval_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ProxyRegistry) GetAnnounced() []*Endpoint {
@@ -5678,7 +5858,7 @@ type ProxyDestination struct {
 
 func (x *ProxyDestination) Reset() {
 	*x = ProxyDestination{}
-	mi := &file_aval_proto_msgTypes[76]
+	mi := &file_aval_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5690,7 +5870,7 @@ func (x *ProxyDestination) String() string {
 func (*ProxyDestination) ProtoMessage() {}
 
 func (x *ProxyDestination) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[76]
+	mi := &file_aval_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5703,7 +5883,7 @@ func (x *ProxyDestination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyDestination.ProtoReflect.Descriptor instead.
 func (*ProxyDestination) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{76}
+	return file_aval_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ProxyDestination) GetAddress() string {
@@ -5768,7 +5948,7 @@ type ProxyListener struct {
 
 func (x *ProxyListener) Reset() {
 	*x = ProxyListener{}
-	mi := &file_aval_proto_msgTypes[77]
+	mi := &file_aval_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5780,7 +5960,7 @@ func (x *ProxyListener) String() string {
 func (*ProxyListener) ProtoMessage() {}
 
 func (x *ProxyListener) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[77]
+	mi := &file_aval_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5793,7 +5973,7 @@ func (x *ProxyListener) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyListener.ProtoReflect.Descriptor instead.
 func (*ProxyListener) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{77}
+	return file_aval_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ProxyListener) GetName() string {
@@ -5869,7 +6049,7 @@ type ConnectionsRequest struct {
 
 func (x *ConnectionsRequest) Reset() {
 	*x = ConnectionsRequest{}
-	mi := &file_aval_proto_msgTypes[78]
+	mi := &file_aval_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5881,7 +6061,7 @@ func (x *ConnectionsRequest) String() string {
 func (*ConnectionsRequest) ProtoMessage() {}
 
 func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[78]
+	mi := &file_aval_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5894,7 +6074,7 @@ func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsRequest.ProtoReflect.Descriptor instead.
 func (*ConnectionsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{78}
+	return file_aval_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ConnectionsRequest) GetDirection() string {
@@ -5913,7 +6093,7 @@ type ConnectionsResponse struct {
 
 func (x *ConnectionsResponse) Reset() {
 	*x = ConnectionsResponse{}
-	mi := &file_aval_proto_msgTypes[79]
+	mi := &file_aval_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5925,7 +6105,7 @@ func (x *ConnectionsResponse) String() string {
 func (*ConnectionsResponse) ProtoMessage() {}
 
 func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[79]
+	mi := &file_aval_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5938,7 +6118,7 @@ func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsResponse.ProtoReflect.Descriptor instead.
 func (*ConnectionsResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{79}
+	return file_aval_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ConnectionsResponse) GetConnections() []*ProxyConnection {
@@ -5977,7 +6157,7 @@ type ProxyConnection struct {
 
 func (x *ProxyConnection) Reset() {
 	*x = ProxyConnection{}
-	mi := &file_aval_proto_msgTypes[80]
+	mi := &file_aval_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5989,7 +6169,7 @@ func (x *ProxyConnection) String() string {
 func (*ProxyConnection) ProtoMessage() {}
 
 func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[80]
+	mi := &file_aval_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6002,7 +6182,7 @@ func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyConnection.ProtoReflect.Descriptor instead.
 func (*ProxyConnection) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{80}
+	return file_aval_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ProxyConnection) GetDirection() string {
@@ -6127,7 +6307,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_aval_proto_msgTypes[81]
+	mi := &file_aval_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6139,7 +6319,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[81]
+	mi := &file_aval_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6152,7 +6332,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{81}
+	return file_aval_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *DrainRequest) GetDeadline() int64 {
@@ -6173,7 +6353,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_aval_proto_msgTypes[82]
+	mi := &file_aval_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6185,7 +6365,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[82]
+	mi := &file_aval_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6198,7 +6378,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{82}
+	return file_aval_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *DrainResponse) GetOpen() int64 {
@@ -6331,14 +6511,18 @@ const file_aval_proto_rawDesc = "" +
 	"\bSettings\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12%\n" +
 	"\x0eroot_namespace\x18\x02 \x01(\tR\rrootNamespace\x12!\n" +
-	"\fdefault_deny\x18\x03 \x01(\bR\vdefaultDeny\"\x84\x02\n" +
+	"\fdefault_deny\x18\x03 \x01(\bR\vdefaultDeny\"\xb5\x02\n" +
 	"\x05Delta\x122\n" +
 	"\bposition\x18\x01 \x01(\v2\x16.aval.wire.v1.PositionR\bposition\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x120\n" +
 	"\aupserts\x18\x03 \x03(\v2\x16.aval.wire.v1.ResourceR\aupserts\x123\n" +
 	"\adeletes\x18\x04 \x03(\v2\x19.aval.wire.v1.ResourceKeyR\adeletes\x12.\n" +
 	"\abundles\x18\x05 \x03(\v2\x14.aval.wire.v1.BundleR\abundles\x12\x14\n" +
-	"\x05reset\x18\x06 \x01(\bR\x05reset\"\x8d\x01\n" +
+	"\x05reset\x18\x06 \x01(\bR\x05reset\x12/\n" +
+	"\bkey_sets\x18\b \x03(\v2\x14.aval.wire.v1.KeySetR\akeySets\".\n" +
+	"\x06KeySet\x12\x10\n" +
+	"\x03uri\x18\x01 \x01(\tR\x03uri\x12\x12\n" +
+	"\x04keys\x18\x02 \x01(\fR\x04keys\"\x8d\x01\n" +
 	"\bResource\x12+\n" +
 	"\x03key\x18\x01 \x01(\v2\x19.aval.wire.v1.ResourceKeyR\x03key\x12\x1a\n" +
 	"\bdocument\x18\x02 \x01(\fR\bdocument\x12\x1a\n" +
@@ -6398,7 +6582,7 @@ const file_aval_proto_rawDesc = "" +
 	"\brevision\x18\x03 \x01(\x04R\brevision\"H\n" +
 	"\fWatchRequest\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x1c\n" +
-	"\tevaluator\x18\x02 \x01(\rR\tevaluator\"\x98\x04\n" +
+	"\tevaluator\x18\x02 \x01(\rR\tevaluator\"\xc9\x04\n" +
 	"\bSnapshot\x122\n" +
 	"\bposition\x18\x01 \x01(\v2\x16.aval.wire.v1.PositionR\bposition\x122\n" +
 	"\bsettings\x18\x02 \x01(\v2\x16.aval.wire.v1.SettingsR\bsettings\x12\x1b\n" +
@@ -6411,7 +6595,8 @@ const file_aval_proto_rawDesc = "" +
 	"\bpolicies\x18\t \x03(\v2\x16.aval.wire.v1.ResourceR\bpolicies\x12\x17\n" +
 	"\anode_id\x18\n" +
 	" \x01(\tR\x06nodeId\x12\x1b\n" +
-	"\tissued_at\x18\v \x01(\x03R\bissuedAt\x1aA\n" +
+	"\tissued_at\x18\v \x01(\x03R\bissuedAt\x12/\n" +
+	"\bkey_sets\x18\x0e \x03(\v2\x14.aval.wire.v1.KeySetR\akeySets\x1aA\n" +
 	"\x13WorkloadLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\"\n" +
@@ -6560,7 +6745,7 @@ const file_aval_proto_rawDesc = "" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"\x15\n" +
-	"\x13ServerStatusRequest\"\xd9\x05\n" +
+	"\x13ServerStatusRequest\"\x8f\x06\n" +
 	"\x14ServerStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12\x18\n" +
@@ -6582,7 +6767,16 @@ const file_aval_proto_rawDesc = "" +
 	"\x06uptime\x18\x11 \x01(\x03R\x06uptime\x12%\n" +
 	"\x0eroot_namespace\x18\x12 \x01(\tR\rrootNamespace\x12'\n" +
 	"\x0fendpoint_faults\x18\x16 \x03(\tR\x0eendpointFaults\x12\x1c\n" +
-	"\tendpoints\x18\x17 \x01(\rR\tendpoints\"\xbb\x01\n" +
+	"\tendpoints\x18\x17 \x01(\rR\tendpoints\x124\n" +
+	"\bkey_sets\x18\x13 \x03(\v2\x19.aval.wire.v1.KeySetStateR\akeySets\"\xb4\x01\n" +
+	"\vKeySetState\x12\x10\n" +
+	"\x03uri\x18\x01 \x01(\tR\x03uri\x12\x1c\n" +
+	"\tdocuments\x18\x02 \x03(\tR\tdocuments\x12\x12\n" +
+	"\x04keys\x18\x03 \x01(\rR\x04keys\x12\x17\n" +
+	"\akey_ids\x18\x04 \x03(\tR\x06keyIds\x12\x18\n" +
+	"\afetched\x18\x05 \x01(\x03R\afetched\x12\x18\n" +
+	"\achanged\x18\x06 \x01(\x03R\achanged\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05error\"\xbb\x01\n" +
 	"\x0eAuthorityState\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x16\n" +
@@ -6788,7 +6982,7 @@ func file_aval_proto_rawDescGZIP() []byte {
 	return file_aval_proto_rawDescData
 }
 
-var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 91)
+var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 93)
 var file_aval_proto_goTypes = []any{
 	(*Position)(nil),              // 0: aval.wire.v1.Position
 	(*AttestRequest)(nil),         // 1: aval.wire.v1.AttestRequest
@@ -6810,206 +7004,211 @@ var file_aval_proto_goTypes = []any{
 	(*EndpointDelta)(nil),         // 17: aval.wire.v1.EndpointDelta
 	(*Settings)(nil),              // 18: aval.wire.v1.Settings
 	(*Delta)(nil),                 // 19: aval.wire.v1.Delta
-	(*Resource)(nil),              // 20: aval.wire.v1.Resource
-	(*ResourceKey)(nil),           // 21: aval.wire.v1.ResourceKey
-	(*Bundle)(nil),                // 22: aval.wire.v1.Bundle
-	(*IssueResults)(nil),          // 23: aval.wire.v1.IssueResults
-	(*IssueResult)(nil),           // 24: aval.wire.v1.IssueResult
-	(*Receipt)(nil),               // 25: aval.wire.v1.Receipt
-	(*RecordsAck)(nil),            // 26: aval.wire.v1.RecordsAck
-	(*Checkpoints)(nil),           // 27: aval.wire.v1.Checkpoints
-	(*Checkpoint)(nil),            // 28: aval.wire.v1.Checkpoint
-	(*Goodbye)(nil),               // 29: aval.wire.v1.Goodbye
-	(*Announcement)(nil),          // 30: aval.wire.v1.Announcement
-	(*Announced)(nil),             // 31: aval.wire.v1.Announced
-	(*EndpointsRequest)(nil),      // 32: aval.wire.v1.EndpointsRequest
-	(*EndpointSet)(nil),           // 33: aval.wire.v1.EndpointSet
-	(*WatchRequest)(nil),          // 34: aval.wire.v1.WatchRequest
-	(*Snapshot)(nil),              // 35: aval.wire.v1.Snapshot
-	(*ExplainRequest)(nil),        // 36: aval.wire.v1.ExplainRequest
-	(*ExplainResponse)(nil),       // 37: aval.wire.v1.ExplainResponse
-	(*ExplainedRegistration)(nil), // 38: aval.wire.v1.ExplainedRegistration
-	(*StatusRequest)(nil),         // 39: aval.wire.v1.StatusRequest
-	(*StatusResponse)(nil),        // 40: aval.wire.v1.StatusResponse
-	(*ListEndpointsRequest)(nil),  // 41: aval.wire.v1.ListEndpointsRequest
-	(*ListEndpointsResponse)(nil), // 42: aval.wire.v1.ListEndpointsResponse
-	(*EndpointState)(nil),         // 43: aval.wire.v1.EndpointState
-	(*ApplyRequest)(nil),          // 44: aval.wire.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 45: aval.wire.v1.ApplyResponse
-	(*Change)(nil),                // 46: aval.wire.v1.Change
-	(*GetRequest)(nil),            // 47: aval.wire.v1.GetRequest
-	(*GetResponse)(nil),           // 48: aval.wire.v1.GetResponse
-	(*DeleteRequest)(nil),         // 49: aval.wire.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 50: aval.wire.v1.DeleteResponse
-	(*CreateTokenRequest)(nil),    // 51: aval.wire.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 52: aval.wire.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),      // 53: aval.wire.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 54: aval.wire.v1.ListNodesResponse
-	(*NodeState)(nil),             // 55: aval.wire.v1.NodeState
-	(*LiveSVID)(nil),              // 56: aval.wire.v1.LiveSVID
-	(*EvictNodeRequest)(nil),      // 57: aval.wire.v1.EvictNodeRequest
-	(*EvictNodeResponse)(nil),     // 58: aval.wire.v1.EvictNodeResponse
-	(*EntriesRequest)(nil),        // 59: aval.wire.v1.EntriesRequest
-	(*EntriesResponse)(nil),       // 60: aval.wire.v1.EntriesResponse
-	(*BackupRequest)(nil),         // 61: aval.wire.v1.BackupRequest
-	(*BackupResponse)(nil),        // 62: aval.wire.v1.BackupResponse
-	(*ServerStatusRequest)(nil),   // 63: aval.wire.v1.ServerStatusRequest
-	(*ServerStatusResponse)(nil),  // 64: aval.wire.v1.ServerStatusResponse
-	(*AuthorityState)(nil),        // 65: aval.wire.v1.AuthorityState
-	(*LogState)(nil),              // 66: aval.wire.v1.LogState
-	(*ExplainStrictRequest)(nil),  // 67: aval.wire.v1.ExplainStrictRequest
-	(*ExplainStrictResponse)(nil), // 68: aval.wire.v1.ExplainStrictResponse
-	(*StrictWorkload)(nil),        // 69: aval.wire.v1.StrictWorkload
-	(*StrictException)(nil),       // 70: aval.wire.v1.StrictException
-	(*StrictPort)(nil),            // 71: aval.wire.v1.StrictPort
-	(*StrictClient)(nil),          // 72: aval.wire.v1.StrictClient
-	(*ProxyStatusRequest)(nil),    // 73: aval.wire.v1.ProxyStatusRequest
-	(*ProxyStatusResponse)(nil),   // 74: aval.wire.v1.ProxyStatusResponse
-	(*ProxyRegistry)(nil),         // 75: aval.wire.v1.ProxyRegistry
-	(*ProxyDestination)(nil),      // 76: aval.wire.v1.ProxyDestination
-	(*ProxyListener)(nil),         // 77: aval.wire.v1.ProxyListener
-	(*ConnectionsRequest)(nil),    // 78: aval.wire.v1.ConnectionsRequest
-	(*ConnectionsResponse)(nil),   // 79: aval.wire.v1.ConnectionsResponse
-	(*ProxyConnection)(nil),       // 80: aval.wire.v1.ProxyConnection
-	(*DrainRequest)(nil),          // 81: aval.wire.v1.DrainRequest
-	(*DrainResponse)(nil),         // 82: aval.wire.v1.DrainResponse
-	nil,                           // 83: aval.wire.v1.AttestResponse.AttributesEntry
-	nil,                           // 84: aval.wire.v1.Welcome.AttributesEntry
-	nil,                           // 85: aval.wire.v1.Endpoint.PortModesEntry
-	nil,                           // 86: aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	nil,                           // 87: aval.wire.v1.ExplainResponse.SelectorsEntry
-	nil,                           // 88: aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	nil,                           // 89: aval.wire.v1.CreateTokenRequest.AttributesEntry
-	nil,                           // 90: aval.wire.v1.NodeState.AttributesEntry
+	(*KeySet)(nil),                // 20: aval.wire.v1.KeySet
+	(*Resource)(nil),              // 21: aval.wire.v1.Resource
+	(*ResourceKey)(nil),           // 22: aval.wire.v1.ResourceKey
+	(*Bundle)(nil),                // 23: aval.wire.v1.Bundle
+	(*IssueResults)(nil),          // 24: aval.wire.v1.IssueResults
+	(*IssueResult)(nil),           // 25: aval.wire.v1.IssueResult
+	(*Receipt)(nil),               // 26: aval.wire.v1.Receipt
+	(*RecordsAck)(nil),            // 27: aval.wire.v1.RecordsAck
+	(*Checkpoints)(nil),           // 28: aval.wire.v1.Checkpoints
+	(*Checkpoint)(nil),            // 29: aval.wire.v1.Checkpoint
+	(*Goodbye)(nil),               // 30: aval.wire.v1.Goodbye
+	(*Announcement)(nil),          // 31: aval.wire.v1.Announcement
+	(*Announced)(nil),             // 32: aval.wire.v1.Announced
+	(*EndpointsRequest)(nil),      // 33: aval.wire.v1.EndpointsRequest
+	(*EndpointSet)(nil),           // 34: aval.wire.v1.EndpointSet
+	(*WatchRequest)(nil),          // 35: aval.wire.v1.WatchRequest
+	(*Snapshot)(nil),              // 36: aval.wire.v1.Snapshot
+	(*ExplainRequest)(nil),        // 37: aval.wire.v1.ExplainRequest
+	(*ExplainResponse)(nil),       // 38: aval.wire.v1.ExplainResponse
+	(*ExplainedRegistration)(nil), // 39: aval.wire.v1.ExplainedRegistration
+	(*StatusRequest)(nil),         // 40: aval.wire.v1.StatusRequest
+	(*StatusResponse)(nil),        // 41: aval.wire.v1.StatusResponse
+	(*ListEndpointsRequest)(nil),  // 42: aval.wire.v1.ListEndpointsRequest
+	(*ListEndpointsResponse)(nil), // 43: aval.wire.v1.ListEndpointsResponse
+	(*EndpointState)(nil),         // 44: aval.wire.v1.EndpointState
+	(*ApplyRequest)(nil),          // 45: aval.wire.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 46: aval.wire.v1.ApplyResponse
+	(*Change)(nil),                // 47: aval.wire.v1.Change
+	(*GetRequest)(nil),            // 48: aval.wire.v1.GetRequest
+	(*GetResponse)(nil),           // 49: aval.wire.v1.GetResponse
+	(*DeleteRequest)(nil),         // 50: aval.wire.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 51: aval.wire.v1.DeleteResponse
+	(*CreateTokenRequest)(nil),    // 52: aval.wire.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 53: aval.wire.v1.CreateTokenResponse
+	(*ListNodesRequest)(nil),      // 54: aval.wire.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 55: aval.wire.v1.ListNodesResponse
+	(*NodeState)(nil),             // 56: aval.wire.v1.NodeState
+	(*LiveSVID)(nil),              // 57: aval.wire.v1.LiveSVID
+	(*EvictNodeRequest)(nil),      // 58: aval.wire.v1.EvictNodeRequest
+	(*EvictNodeResponse)(nil),     // 59: aval.wire.v1.EvictNodeResponse
+	(*EntriesRequest)(nil),        // 60: aval.wire.v1.EntriesRequest
+	(*EntriesResponse)(nil),       // 61: aval.wire.v1.EntriesResponse
+	(*BackupRequest)(nil),         // 62: aval.wire.v1.BackupRequest
+	(*BackupResponse)(nil),        // 63: aval.wire.v1.BackupResponse
+	(*ServerStatusRequest)(nil),   // 64: aval.wire.v1.ServerStatusRequest
+	(*ServerStatusResponse)(nil),  // 65: aval.wire.v1.ServerStatusResponse
+	(*KeySetState)(nil),           // 66: aval.wire.v1.KeySetState
+	(*AuthorityState)(nil),        // 67: aval.wire.v1.AuthorityState
+	(*LogState)(nil),              // 68: aval.wire.v1.LogState
+	(*ExplainStrictRequest)(nil),  // 69: aval.wire.v1.ExplainStrictRequest
+	(*ExplainStrictResponse)(nil), // 70: aval.wire.v1.ExplainStrictResponse
+	(*StrictWorkload)(nil),        // 71: aval.wire.v1.StrictWorkload
+	(*StrictException)(nil),       // 72: aval.wire.v1.StrictException
+	(*StrictPort)(nil),            // 73: aval.wire.v1.StrictPort
+	(*StrictClient)(nil),          // 74: aval.wire.v1.StrictClient
+	(*ProxyStatusRequest)(nil),    // 75: aval.wire.v1.ProxyStatusRequest
+	(*ProxyStatusResponse)(nil),   // 76: aval.wire.v1.ProxyStatusResponse
+	(*ProxyRegistry)(nil),         // 77: aval.wire.v1.ProxyRegistry
+	(*ProxyDestination)(nil),      // 78: aval.wire.v1.ProxyDestination
+	(*ProxyListener)(nil),         // 79: aval.wire.v1.ProxyListener
+	(*ConnectionsRequest)(nil),    // 80: aval.wire.v1.ConnectionsRequest
+	(*ConnectionsResponse)(nil),   // 81: aval.wire.v1.ConnectionsResponse
+	(*ProxyConnection)(nil),       // 82: aval.wire.v1.ProxyConnection
+	(*DrainRequest)(nil),          // 83: aval.wire.v1.DrainRequest
+	(*DrainResponse)(nil),         // 84: aval.wire.v1.DrainResponse
+	nil,                           // 85: aval.wire.v1.AttestResponse.AttributesEntry
+	nil,                           // 86: aval.wire.v1.Welcome.AttributesEntry
+	nil,                           // 87: aval.wire.v1.Endpoint.PortModesEntry
+	nil,                           // 88: aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	nil,                           // 89: aval.wire.v1.ExplainResponse.SelectorsEntry
+	nil,                           // 90: aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	nil,                           // 91: aval.wire.v1.CreateTokenRequest.AttributesEntry
+	nil,                           // 92: aval.wire.v1.NodeState.AttributesEntry
 }
 var file_aval_proto_depIdxs = []int32{
-	22, // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
-	83, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
-	7,  // 2: aval.wire.v1.NodeFrame.hello:type_name -> aval.wire.v1.Hello
-	8,  // 3: aval.wire.v1.NodeFrame.ack:type_name -> aval.wire.v1.Ack
-	9,  // 4: aval.wire.v1.NodeFrame.issue:type_name -> aval.wire.v1.IssueBatch
-	11, // 5: aval.wire.v1.NodeFrame.records:type_name -> aval.wire.v1.RecordBatch
-	16, // 6: aval.wire.v1.NodeFrame.endpoints:type_name -> aval.wire.v1.EndpointReport
-	0,  // 7: aval.wire.v1.Hello.held:type_name -> aval.wire.v1.Position
-	0,  // 8: aval.wire.v1.Ack.position:type_name -> aval.wire.v1.Position
-	10, // 9: aval.wire.v1.IssueBatch.requests:type_name -> aval.wire.v1.IssueRequest
-	13, // 10: aval.wire.v1.ServerFrame.welcome:type_name -> aval.wire.v1.Welcome
-	19, // 11: aval.wire.v1.ServerFrame.delta:type_name -> aval.wire.v1.Delta
-	23, // 12: aval.wire.v1.ServerFrame.issued:type_name -> aval.wire.v1.IssueResults
-	26, // 13: aval.wire.v1.ServerFrame.records_ack:type_name -> aval.wire.v1.RecordsAck
-	27, // 14: aval.wire.v1.ServerFrame.checkpoints:type_name -> aval.wire.v1.Checkpoints
-	29, // 15: aval.wire.v1.ServerFrame.goodbye:type_name -> aval.wire.v1.Goodbye
-	17, // 16: aval.wire.v1.ServerFrame.endpoints:type_name -> aval.wire.v1.EndpointDelta
-	18, // 17: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
-	0,  // 18: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
-	84, // 19: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
-	85, // 20: aval.wire.v1.Endpoint.port_modes:type_name -> aval.wire.v1.Endpoint.PortModesEntry
-	14, // 21: aval.wire.v1.EndpointReport.endpoints:type_name -> aval.wire.v1.Endpoint
-	14, // 22: aval.wire.v1.EndpointDelta.upserts:type_name -> aval.wire.v1.Endpoint
-	15, // 23: aval.wire.v1.EndpointDelta.deletes:type_name -> aval.wire.v1.EndpointKey
-	0,  // 24: aval.wire.v1.Delta.position:type_name -> aval.wire.v1.Position
-	20, // 25: aval.wire.v1.Delta.upserts:type_name -> aval.wire.v1.Resource
-	21, // 26: aval.wire.v1.Delta.deletes:type_name -> aval.wire.v1.ResourceKey
-	22, // 27: aval.wire.v1.Delta.bundles:type_name -> aval.wire.v1.Bundle
-	21, // 28: aval.wire.v1.Resource.key:type_name -> aval.wire.v1.ResourceKey
-	24, // 29: aval.wire.v1.IssueResults.results:type_name -> aval.wire.v1.IssueResult
-	25, // 30: aval.wire.v1.IssueResult.receipt:type_name -> aval.wire.v1.Receipt
-	28, // 31: aval.wire.v1.Checkpoints.checkpoints:type_name -> aval.wire.v1.Checkpoint
-	14, // 32: aval.wire.v1.Announcement.endpoints:type_name -> aval.wire.v1.Endpoint
-	14, // 33: aval.wire.v1.EndpointSet.endpoints:type_name -> aval.wire.v1.Endpoint
-	0,  // 34: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
-	18, // 35: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
-	22, // 36: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
-	86, // 37: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	20, // 38: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
-	87, // 39: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
-	38, // 40: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
-	88, // 41: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	0,  // 42: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
-	43, // 43: aval.wire.v1.ListEndpointsResponse.endpoints:type_name -> aval.wire.v1.EndpointState
-	14, // 44: aval.wire.v1.EndpointState.endpoint:type_name -> aval.wire.v1.Endpoint
-	46, // 45: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
-	0,  // 46: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
-	21, // 47: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
-	0,  // 48: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
-	21, // 49: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
-	46, // 50: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
-	0,  // 51: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
-	89, // 52: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
-	55, // 53: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
-	90, // 54: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
-	0,  // 55: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
-	56, // 56: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
-	55, // 57: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
-	0,  // 58: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
-	65, // 59: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
-	66, // 60: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
-	69, // 61: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
-	71, // 62: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
-	70, // 63: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
-	72, // 64: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
-	77, // 65: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
-	75, // 66: aval.wire.v1.ProxyStatusResponse.registry:type_name -> aval.wire.v1.ProxyRegistry
-	76, // 67: aval.wire.v1.ProxyStatusResponse.resolved:type_name -> aval.wire.v1.ProxyDestination
-	14, // 68: aval.wire.v1.ProxyRegistry.announced:type_name -> aval.wire.v1.Endpoint
-	80, // 69: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
-	3,  // 70: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 71: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 72: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 73: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 74: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 75: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	1,  // 76: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
-	4,  // 77: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
-	6,  // 78: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
-	34, // 79: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
-	11, // 80: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
-	30, // 81: aval.wire.v1.Proxy.Announce:input_type -> aval.wire.v1.Announcement
-	32, // 82: aval.wire.v1.Proxy.Endpoints:input_type -> aval.wire.v1.EndpointsRequest
-	36, // 83: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
-	39, // 84: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
-	44, // 85: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
-	47, // 86: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
-	49, // 87: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
-	51, // 88: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
-	53, // 89: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
-	57, // 90: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
-	59, // 91: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
-	61, // 92: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
-	63, // 93: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
-	67, // 94: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
-	41, // 95: aval.wire.v1.Admin.ListEndpoints:input_type -> aval.wire.v1.ListEndpointsRequest
-	73, // 96: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
-	78, // 97: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
-	81, // 98: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
-	2,  // 99: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
-	5,  // 100: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
-	12, // 101: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
-	35, // 102: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
-	26, // 103: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
-	31, // 104: aval.wire.v1.Proxy.Announce:output_type -> aval.wire.v1.Announced
-	33, // 105: aval.wire.v1.Proxy.Endpoints:output_type -> aval.wire.v1.EndpointSet
-	37, // 106: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
-	40, // 107: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
-	45, // 108: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
-	48, // 109: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
-	50, // 110: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
-	52, // 111: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
-	54, // 112: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
-	58, // 113: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
-	60, // 114: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
-	62, // 115: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
-	64, // 116: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
-	68, // 117: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
-	42, // 118: aval.wire.v1.Admin.ListEndpoints:output_type -> aval.wire.v1.ListEndpointsResponse
-	74, // 119: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
-	79, // 120: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
-	82, // 121: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
-	99, // [99:122] is the sub-list for method output_type
-	76, // [76:99] is the sub-list for method input_type
-	76, // [76:76] is the sub-list for extension type_name
-	76, // [76:76] is the sub-list for extension extendee
-	0,  // [0:76] is the sub-list for field type_name
+	23,  // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
+	85,  // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
+	7,   // 2: aval.wire.v1.NodeFrame.hello:type_name -> aval.wire.v1.Hello
+	8,   // 3: aval.wire.v1.NodeFrame.ack:type_name -> aval.wire.v1.Ack
+	9,   // 4: aval.wire.v1.NodeFrame.issue:type_name -> aval.wire.v1.IssueBatch
+	11,  // 5: aval.wire.v1.NodeFrame.records:type_name -> aval.wire.v1.RecordBatch
+	16,  // 6: aval.wire.v1.NodeFrame.endpoints:type_name -> aval.wire.v1.EndpointReport
+	0,   // 7: aval.wire.v1.Hello.held:type_name -> aval.wire.v1.Position
+	0,   // 8: aval.wire.v1.Ack.position:type_name -> aval.wire.v1.Position
+	10,  // 9: aval.wire.v1.IssueBatch.requests:type_name -> aval.wire.v1.IssueRequest
+	13,  // 10: aval.wire.v1.ServerFrame.welcome:type_name -> aval.wire.v1.Welcome
+	19,  // 11: aval.wire.v1.ServerFrame.delta:type_name -> aval.wire.v1.Delta
+	24,  // 12: aval.wire.v1.ServerFrame.issued:type_name -> aval.wire.v1.IssueResults
+	27,  // 13: aval.wire.v1.ServerFrame.records_ack:type_name -> aval.wire.v1.RecordsAck
+	28,  // 14: aval.wire.v1.ServerFrame.checkpoints:type_name -> aval.wire.v1.Checkpoints
+	30,  // 15: aval.wire.v1.ServerFrame.goodbye:type_name -> aval.wire.v1.Goodbye
+	17,  // 16: aval.wire.v1.ServerFrame.endpoints:type_name -> aval.wire.v1.EndpointDelta
+	18,  // 17: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
+	0,   // 18: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
+	86,  // 19: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
+	87,  // 20: aval.wire.v1.Endpoint.port_modes:type_name -> aval.wire.v1.Endpoint.PortModesEntry
+	14,  // 21: aval.wire.v1.EndpointReport.endpoints:type_name -> aval.wire.v1.Endpoint
+	14,  // 22: aval.wire.v1.EndpointDelta.upserts:type_name -> aval.wire.v1.Endpoint
+	15,  // 23: aval.wire.v1.EndpointDelta.deletes:type_name -> aval.wire.v1.EndpointKey
+	0,   // 24: aval.wire.v1.Delta.position:type_name -> aval.wire.v1.Position
+	21,  // 25: aval.wire.v1.Delta.upserts:type_name -> aval.wire.v1.Resource
+	22,  // 26: aval.wire.v1.Delta.deletes:type_name -> aval.wire.v1.ResourceKey
+	23,  // 27: aval.wire.v1.Delta.bundles:type_name -> aval.wire.v1.Bundle
+	20,  // 28: aval.wire.v1.Delta.key_sets:type_name -> aval.wire.v1.KeySet
+	22,  // 29: aval.wire.v1.Resource.key:type_name -> aval.wire.v1.ResourceKey
+	25,  // 30: aval.wire.v1.IssueResults.results:type_name -> aval.wire.v1.IssueResult
+	26,  // 31: aval.wire.v1.IssueResult.receipt:type_name -> aval.wire.v1.Receipt
+	29,  // 32: aval.wire.v1.Checkpoints.checkpoints:type_name -> aval.wire.v1.Checkpoint
+	14,  // 33: aval.wire.v1.Announcement.endpoints:type_name -> aval.wire.v1.Endpoint
+	14,  // 34: aval.wire.v1.EndpointSet.endpoints:type_name -> aval.wire.v1.Endpoint
+	0,   // 35: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
+	18,  // 36: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
+	23,  // 37: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
+	88,  // 38: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	21,  // 39: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
+	20,  // 40: aval.wire.v1.Snapshot.key_sets:type_name -> aval.wire.v1.KeySet
+	89,  // 41: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
+	39,  // 42: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
+	90,  // 43: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	0,   // 44: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
+	44,  // 45: aval.wire.v1.ListEndpointsResponse.endpoints:type_name -> aval.wire.v1.EndpointState
+	14,  // 46: aval.wire.v1.EndpointState.endpoint:type_name -> aval.wire.v1.Endpoint
+	47,  // 47: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
+	0,   // 48: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
+	22,  // 49: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
+	0,   // 50: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
+	22,  // 51: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
+	47,  // 52: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
+	0,   // 53: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
+	91,  // 54: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
+	56,  // 55: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
+	92,  // 56: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
+	0,   // 57: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
+	57,  // 58: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
+	56,  // 59: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
+	0,   // 60: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
+	67,  // 61: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
+	68,  // 62: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
+	66,  // 63: aval.wire.v1.ServerStatusResponse.key_sets:type_name -> aval.wire.v1.KeySetState
+	71,  // 64: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
+	73,  // 65: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
+	72,  // 66: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
+	74,  // 67: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
+	79,  // 68: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
+	77,  // 69: aval.wire.v1.ProxyStatusResponse.registry:type_name -> aval.wire.v1.ProxyRegistry
+	78,  // 70: aval.wire.v1.ProxyStatusResponse.resolved:type_name -> aval.wire.v1.ProxyDestination
+	14,  // 71: aval.wire.v1.ProxyRegistry.announced:type_name -> aval.wire.v1.Endpoint
+	82,  // 72: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
+	3,   // 73: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 74: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 75: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 76: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 77: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 78: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	1,   // 79: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
+	4,   // 80: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
+	6,   // 81: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
+	35,  // 82: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
+	11,  // 83: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
+	31,  // 84: aval.wire.v1.Proxy.Announce:input_type -> aval.wire.v1.Announcement
+	33,  // 85: aval.wire.v1.Proxy.Endpoints:input_type -> aval.wire.v1.EndpointsRequest
+	37,  // 86: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
+	40,  // 87: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
+	45,  // 88: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
+	48,  // 89: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
+	50,  // 90: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
+	52,  // 91: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
+	54,  // 92: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
+	58,  // 93: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
+	60,  // 94: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
+	62,  // 95: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
+	64,  // 96: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
+	69,  // 97: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
+	42,  // 98: aval.wire.v1.Admin.ListEndpoints:input_type -> aval.wire.v1.ListEndpointsRequest
+	75,  // 99: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
+	80,  // 100: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
+	83,  // 101: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
+	2,   // 102: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
+	5,   // 103: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
+	12,  // 104: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
+	36,  // 105: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
+	27,  // 106: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
+	32,  // 107: aval.wire.v1.Proxy.Announce:output_type -> aval.wire.v1.Announced
+	34,  // 108: aval.wire.v1.Proxy.Endpoints:output_type -> aval.wire.v1.EndpointSet
+	38,  // 109: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
+	41,  // 110: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
+	46,  // 111: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
+	49,  // 112: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
+	51,  // 113: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
+	53,  // 114: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
+	55,  // 115: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
+	59,  // 116: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
+	61,  // 117: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
+	63,  // 118: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
+	65,  // 119: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
+	70,  // 120: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
+	43,  // 121: aval.wire.v1.Admin.ListEndpoints:output_type -> aval.wire.v1.ListEndpointsResponse
+	76,  // 122: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
+	81,  // 123: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
+	84,  // 124: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
+	102, // [102:125] is the sub-list for method output_type
+	79,  // [79:102] is the sub-list for method input_type
+	79,  // [79:79] is the sub-list for extension type_name
+	79,  // [79:79] is the sub-list for extension extendee
+	0,   // [0:79] is the sub-list for field type_name
 }
 
 func init() { file_aval_proto_init() }
@@ -7039,7 +7238,7 @@ func file_aval_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aval_proto_rawDesc), len(file_aval_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   91,
+			NumMessages:   93,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -20,6 +20,9 @@ type Refusal struct {
 	Method   string
 	Host     string // canonical, without port
 	Path     string // canonical, without query
+	// Token says why the request's token is not valid, and is nil where it is
+	// or there is none. It repeats nothing of the token.
+	Token error
 	// Late says that the request had been allowed and was under way when the
 	// policies changed.
 	Late bool
@@ -37,6 +40,7 @@ type exchange struct {
 	facts  policy.Request
 	http   policy.HTTP
 	trace  string
+	gate   *gate // nil where tokens are not looked at
 	cancel context.CancelCauseFunc
 	cause  func() error
 	stop   func() bool // of closing the body with the context; may be nil
@@ -73,11 +77,14 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	e.grpc = isGRPC(r.Header)
 	cleanHead(r.Header, e.upgrade)
-	c.peer.introduce(r.Header)
-	e.trace = traceOf(r.Header)
 	e.http = policy.HTTP{Method: r.Method, Host: e.target.name, Path: e.target.path, Header: e.field}
 	e.facts = policy.Request{Connection: c.peer.Connection, HTTP: &e.http}
 	set := s.house.Set()
+	if !e.authenticate(set) {
+		return
+	}
+	c.peer.introduce(r.Header)
+	e.trace = traceOf(r.Header)
 	if !e.judge(set) {
 		return
 	}
@@ -142,8 +149,10 @@ func (e *exchange) answer(status int) {
 	}
 }
 
-// grpcCodes are PERMISSION_DENIED, UNAVAILABLE and DEADLINE_EXCEEDED.
+// grpcCodes are UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE and
+// DEADLINE_EXCEEDED.
 var grpcCodes = map[int]string{
+	http.StatusUnauthorized:   "16",
 	http.StatusForbidden:      "7",
 	http.StatusBadGateway:     "14",
 	http.StatusGatewayTimeout: "4",

@@ -82,7 +82,7 @@ func (e *exchange) outgoing(ctx context.Context) *http.Request {
 		if len(r.Trailer) > 0 {
 			out.Trailer = make(http.Header)
 			for name := range r.Trailer {
-				if !isOwn(name) && !framing(name) {
+				if !isOwn(name) && !framing(name) && !e.gate.claims(name) {
 					out.Trailer[name] = nil
 				}
 			}

@@ -16,6 +16,7 @@ type Metrics struct {
 	seconds   prometheus.Histogram
 	malformed prometheus.Counter
 	open      prometheus.Gauge
+	tokens    *prometheus.CounterVec
 	// Pairs counts requests, and for the proxy connections, by pair of
 	// workloads.
 	Pairs *Pairs
@@ -53,6 +54,10 @@ func NewMetrics() *Metrics {
 			Name: "aval_proxy_requests_open",
 			Help: "Requests being served now, upgraded connections included.",
 		}),
+		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "aval_proxy_request_tokens_total",
+			Help: "Requests to which a RequestAuthentication applied, by what came of their token: valid, invalid or missing.",
+		}, []string{"result"}),
 	}
 	for i, class := range classes {
 		m.byClass[i].allowed = m.requests.WithLabelValues(class, "allowed")
@@ -63,7 +68,7 @@ func NewMetrics() *Metrics {
 
 // Collectors returns the metrics for registration.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return append([]prometheus.Collector{m.requests, m.seconds, m.malformed, m.open}, m.Pairs.collectors()...)
+	return append([]prometheus.Collector{m.requests, m.seconds, m.malformed, m.open, m.tokens}, m.Pairs.collectors()...)
 }
 
 // done counts a request that is over.

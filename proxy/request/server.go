@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/aval-id/aval/identity"
@@ -32,6 +33,7 @@ type Server struct {
 	one     *http.Transport // HTTP/1.1 to the application
 	two     *http.Transport // HTTP/2 to the application
 	queue   queue
+	gate    atomic.Pointer[gate] // of the Authentication seen last
 
 	mu    sync.Mutex
 	conns map[*conn]struct{} // guarded by mu
