@@ -542,8 +542,13 @@ type Ack struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Position *Position              `protobuf:"bytes,1,opt,name=position,proto3" json:"position,omitempty"`
 	// issuers are the SKIs (hex) of the issuers of leaves still served.
-	Issuers       []string `protobuf:"bytes,2,rep,name=issuers,proto3" json:"issuers,omitempty"`
-	Clock         int64    `protobuf:"varint,3,opt,name=clock,proto3" json:"clock,omitempty"`
+	Issuers []string `protobuf:"bytes,2,rep,name=issuers,proto3" json:"issuers,omitempty"`
+	Clock   int64    `protobuf:"varint,3,opt,name=clock,proto3" json:"clock,omitempty"`
+	// bundles are the SHA-256 hashes of the own trust domain's bundles that the
+	// node and the proxies behind it hold: one of them once all are up to date.
+	Bundles [][]byte `protobuf:"bytes,4,rep,name=bundles,proto3" json:"bundles,omitempty"`
+	// lagging are the SPIFFE IDs of proxies that hold an older snapshot.
+	Lagging       []string `protobuf:"bytes,5,rep,name=lagging,proto3" json:"lagging,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -597,6 +602,20 @@ func (x *Ack) GetClock() int64 {
 		return x.Clock
 	}
 	return 0
+}
+
+func (x *Ack) GetBundles() [][]byte {
+	if x != nil {
+		return x.Bundles
+	}
+	return nil
+}
+
+func (x *Ack) GetLagging() []string {
+	if x != nil {
+		return x.Lagging
+	}
+	return nil
 }
 
 type IssueBatch struct {
@@ -795,6 +814,7 @@ type ServerFrame struct {
 	//	*ServerFrame_RecordsAck
 	//	*ServerFrame_Checkpoints
 	//	*ServerFrame_Goodbye
+	//	*ServerFrame_Reissue
 	Frame         isServerFrame_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -891,6 +911,15 @@ func (x *ServerFrame) GetGoodbye() *Goodbye {
 	return nil
 }
 
+func (x *ServerFrame) GetReissue() *Reissue {
+	if x != nil {
+		if x, ok := x.Frame.(*ServerFrame_Reissue); ok {
+			return x.Reissue
+		}
+	}
+	return nil
+}
+
 type isServerFrame_Frame interface {
 	isServerFrame_Frame()
 }
@@ -919,6 +948,10 @@ type ServerFrame_Goodbye struct {
 	Goodbye *Goodbye `protobuf:"bytes,6,opt,name=goodbye,proto3,oneof"`
 }
 
+type ServerFrame_Reissue struct {
+	Reissue *Reissue `protobuf:"bytes,9,opt,name=reissue,proto3,oneof"`
+}
+
 func (*ServerFrame_Welcome) isServerFrame_Frame() {}
 
 func (*ServerFrame_Delta) isServerFrame_Frame() {}
@@ -930,6 +963,84 @@ func (*ServerFrame_RecordsAck) isServerFrame_Frame() {}
 func (*ServerFrame_Checkpoints) isServerFrame_Frame() {}
 
 func (*ServerFrame_Goodbye) isServerFrame_Frame() {}
+
+func (*ServerFrame_Reissue) isServerFrame_Frame() {}
+
+// Reissue orders the node to have credentials issued anew before they are due.
+// What any of the conditions names is meant.
+type Reissue struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// issuers are the SKIs (hex) of authorities whose leaves are replaced, the
+	// node's own credential among them.
+	Issuers   []string `protobuf:"bytes,1,rep,name=issuers,proto3" json:"issuers,omitempty"`
+	SpiffeIds []string `protobuf:"bytes,2,rep,name=spiffe_ids,json=spiffeIds,proto3" json:"spiffe_ids,omitempty"`
+	// before, in milliseconds, spares what was issued from then on; zero spares
+	// nothing.
+	Before int64 `protobuf:"varint,3,opt,name=before,proto3" json:"before,omitempty"`
+	// spread, in milliseconds, is the time over which the node distributes its
+	// requests.
+	Spread        int64 `protobuf:"varint,4,opt,name=spread,proto3" json:"spread,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reissue) Reset() {
+	*x = Reissue{}
+	mi := &file_aval_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reissue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reissue) ProtoMessage() {}
+
+func (x *Reissue) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reissue.ProtoReflect.Descriptor instead.
+func (*Reissue) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Reissue) GetIssuers() []string {
+	if x != nil {
+		return x.Issuers
+	}
+	return nil
+}
+
+func (x *Reissue) GetSpiffeIds() []string {
+	if x != nil {
+		return x.SpiffeIds
+	}
+	return nil
+}
+
+func (x *Reissue) GetBefore() int64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
+func (x *Reissue) GetSpread() int64 {
+	if x != nil {
+		return x.Spread
+	}
+	return 0
+}
 
 type Welcome struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -947,7 +1058,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_aval_proto_msgTypes[13]
+	mi := &file_aval_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -959,7 +1070,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[13]
+	mi := &file_aval_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -972,7 +1083,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{13}
+	return file_aval_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Welcome) GetSettings() *Settings {
@@ -1029,7 +1140,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_aval_proto_msgTypes[14]
+	mi := &file_aval_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1152,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[14]
+	mi := &file_aval_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1165,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{14}
+	return file_aval_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Settings) GetTrustDomain() string {
@@ -1096,7 +1207,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_aval_proto_msgTypes[15]
+	mi := &file_aval_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1219,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[15]
+	mi := &file_aval_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +1232,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{15}
+	return file_aval_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Delta) GetPosition() *Position {
@@ -1180,7 +1291,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_aval_proto_msgTypes[16]
+	mi := &file_aval_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1303,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[16]
+	mi := &file_aval_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1316,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{16}
+	return file_aval_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Resource) GetKey() *ResourceKey {
@@ -1247,7 +1358,7 @@ type ResourceKey struct {
 
 func (x *ResourceKey) Reset() {
 	*x = ResourceKey{}
-	mi := &file_aval_proto_msgTypes[17]
+	mi := &file_aval_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +1370,7 @@ func (x *ResourceKey) String() string {
 func (*ResourceKey) ProtoMessage() {}
 
 func (x *ResourceKey) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[17]
+	mi := &file_aval_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +1383,7 @@ func (x *ResourceKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceKey.ProtoReflect.Descriptor instead.
 func (*ResourceKey) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{17}
+	return file_aval_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResourceKey) GetKind() string {
@@ -1307,7 +1418,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_aval_proto_msgTypes[18]
+	mi := &file_aval_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1430,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[18]
+	mi := &file_aval_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1443,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{18}
+	return file_aval_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -1359,7 +1470,7 @@ type IssueResults struct {
 
 func (x *IssueResults) Reset() {
 	*x = IssueResults{}
-	mi := &file_aval_proto_msgTypes[19]
+	mi := &file_aval_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1482,7 @@ func (x *IssueResults) String() string {
 func (*IssueResults) ProtoMessage() {}
 
 func (x *IssueResults) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[19]
+	mi := &file_aval_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1495,7 @@ func (x *IssueResults) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResults.ProtoReflect.Descriptor instead.
 func (*IssueResults) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{19}
+	return file_aval_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *IssueResults) GetBatch() uint64 {
@@ -1418,7 +1529,7 @@ type IssueResult struct {
 
 func (x *IssueResult) Reset() {
 	*x = IssueResult{}
-	mi := &file_aval_proto_msgTypes[20]
+	mi := &file_aval_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1541,7 @@ func (x *IssueResult) String() string {
 func (*IssueResult) ProtoMessage() {}
 
 func (x *IssueResult) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[20]
+	mi := &file_aval_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1554,7 @@ func (x *IssueResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResult.ProtoReflect.Descriptor instead.
 func (*IssueResult) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{20}
+	return file_aval_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *IssueResult) GetRequest() uint64 {
@@ -1506,7 +1617,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_aval_proto_msgTypes[21]
+	mi := &file_aval_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1629,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[21]
+	mi := &file_aval_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1642,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{21}
+	return file_aval_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Receipt) GetLog() string {
@@ -1592,7 +1703,7 @@ type RecordsAck struct {
 
 func (x *RecordsAck) Reset() {
 	*x = RecordsAck{}
-	mi := &file_aval_proto_msgTypes[22]
+	mi := &file_aval_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1604,7 +1715,7 @@ func (x *RecordsAck) String() string {
 func (*RecordsAck) ProtoMessage() {}
 
 func (x *RecordsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[22]
+	mi := &file_aval_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1617,7 +1728,7 @@ func (x *RecordsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsAck.ProtoReflect.Descriptor instead.
 func (*RecordsAck) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{22}
+	return file_aval_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RecordsAck) GetSequence() uint64 {
@@ -1638,7 +1749,7 @@ type Checkpoints struct {
 
 func (x *Checkpoints) Reset() {
 	*x = Checkpoints{}
-	mi := &file_aval_proto_msgTypes[23]
+	mi := &file_aval_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1761,7 @@ func (x *Checkpoints) String() string {
 func (*Checkpoints) ProtoMessage() {}
 
 func (x *Checkpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[23]
+	mi := &file_aval_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1774,7 @@ func (x *Checkpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoints.ProtoReflect.Descriptor instead.
 func (*Checkpoints) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{23}
+	return file_aval_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Checkpoints) GetCheckpoints() []*Checkpoint {
@@ -1684,7 +1795,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_aval_proto_msgTypes[24]
+	mi := &file_aval_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1696,7 +1807,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[24]
+	mi := &file_aval_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1709,7 +1820,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{24}
+	return file_aval_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Checkpoint) GetLog() string {
@@ -1745,7 +1856,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_aval_proto_msgTypes[25]
+	mi := &file_aval_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +1868,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[25]
+	mi := &file_aval_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +1881,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{25}
+	return file_aval_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Goodbye) GetReason() string {
@@ -1797,15 +1908,17 @@ func (x *Goodbye) GetRetryAfter() int64 {
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// identity picks one of the caller's identities; empty takes the only one.
-	Identity      string `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
-	Evaluator     uint32 `protobuf:"varint,2,opt,name=evaluator,proto3" json:"evaluator,omitempty"`
+	Identity  string `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	Evaluator uint32 `protobuf:"varint,2,opt,name=evaluator,proto3" json:"evaluator,omitempty"`
+	// acknowledges says that Took follows each snapshot that is put to use.
+	Acknowledges  bool `protobuf:"varint,5,opt,name=acknowledges,proto3" json:"acknowledges,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_aval_proto_msgTypes[26]
+	mi := &file_aval_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1817,7 +1930,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[26]
+	mi := &file_aval_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1830,7 +1943,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{26}
+	return file_aval_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WatchRequest) GetIdentity() string {
@@ -1845,6 +1958,94 @@ func (x *WatchRequest) GetEvaluator() uint32 {
 		return x.Evaluator
 	}
 	return 0
+}
+
+func (x *WatchRequest) GetAcknowledges() bool {
+	if x != nil {
+		return x.Acknowledges
+	}
+	return false
+}
+
+type TookRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// tag is the snapshot's.
+	Tag           uint64 `protobuf:"varint,1,opt,name=tag,proto3" json:"tag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TookRequest) Reset() {
+	*x = TookRequest{}
+	mi := &file_aval_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TookRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TookRequest) ProtoMessage() {}
+
+func (x *TookRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TookRequest.ProtoReflect.Descriptor instead.
+func (*TookRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *TookRequest) GetTag() uint64 {
+	if x != nil {
+		return x.Tag
+	}
+	return 0
+}
+
+type TookResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TookResponse) Reset() {
+	*x = TookResponse{}
+	mi := &file_aval_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TookResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TookResponse) ProtoMessage() {}
+
+func (x *TookResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TookResponse.ProtoReflect.Descriptor instead.
+func (*TookResponse) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{29}
 }
 
 // Snapshot is complete in itself: credentials, bundles and policies of one
@@ -1864,13 +2065,15 @@ type Snapshot struct {
 	Policies          []*Resource       `protobuf:"bytes,9,rep,name=policies,proto3" json:"policies,omitempty"`
 	NodeId            string            `protobuf:"bytes,10,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	IssuedAt          int64             `protobuf:"varint,11,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// tag names the snapshot on this agent.
+	Tag           uint64 `protobuf:"varint,15,opt,name=tag,proto3" json:"tag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_aval_proto_msgTypes[27]
+	mi := &file_aval_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +2085,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[27]
+	mi := &file_aval_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +2098,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{27}
+	return file_aval_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Snapshot) GetPosition() *Position {
@@ -1975,6 +2178,13 @@ func (x *Snapshot) GetIssuedAt() int64 {
 	return 0
 }
 
+func (x *Snapshot) GetTag() uint64 {
+	if x != nil {
+		return x.Tag
+	}
+	return 0
+}
+
 type ExplainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -1984,7 +2194,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_aval_proto_msgTypes[28]
+	mi := &file_aval_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2206,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[28]
+	mi := &file_aval_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2219,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{28}
+	return file_aval_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ExplainRequest) GetPid() int32 {
@@ -2032,7 +2242,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_aval_proto_msgTypes[29]
+	mi := &file_aval_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2254,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[29]
+	mi := &file_aval_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2267,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{29}
+	return file_aval_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExplainResponse) GetSelectors() map[string]*Values {
@@ -2113,7 +2323,7 @@ type ExplainedRegistration struct {
 
 func (x *ExplainedRegistration) Reset() {
 	*x = ExplainedRegistration{}
-	mi := &file_aval_proto_msgTypes[30]
+	mi := &file_aval_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2125,7 +2335,7 @@ func (x *ExplainedRegistration) String() string {
 func (*ExplainedRegistration) ProtoMessage() {}
 
 func (x *ExplainedRegistration) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[30]
+	mi := &file_aval_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2138,7 +2348,7 @@ func (x *ExplainedRegistration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedRegistration.ProtoReflect.Descriptor instead.
 func (*ExplainedRegistration) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{30}
+	return file_aval_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ExplainedRegistration) GetRegistration() string {
@@ -2198,7 +2408,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_aval_proto_msgTypes[31]
+	mi := &file_aval_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2420,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[31]
+	mi := &file_aval_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2433,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{31}
+	return file_aval_proto_rawDescGZIP(), []int{34}
 }
 
 type StatusResponse struct {
@@ -2249,7 +2459,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_aval_proto_msgTypes[32]
+	mi := &file_aval_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2261,7 +2471,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[32]
+	mi := &file_aval_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2274,7 +2484,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{32}
+	return file_aval_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StatusResponse) GetNodeId() string {
@@ -2375,6 +2585,582 @@ func (x *StatusResponse) GetContradicted() []string {
 	return nil
 }
 
+type RotationStatusRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// target is root or intermediate, or leaves with a name; empty means root.
+	Target        string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Watch         bool   `protobuf:"varint,3,opt,name=watch,proto3" json:"watch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationStatusRequest) Reset() {
+	*x = RotationStatusRequest{}
+	mi := &file_aval_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationStatusRequest) ProtoMessage() {}
+
+func (x *RotationStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationStatusRequest.ProtoReflect.Descriptor instead.
+func (*RotationStatusRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *RotationStatusRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *RotationStatusRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RotationStatusRequest) GetWatch() bool {
+	if x != nil {
+		return x.Watch
+	}
+	return false
+}
+
+type RotateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// verb is start, abort, advance, force or taint.
+	Verb   string `protobuf:"bytes,1,opt,name=verb,proto3" json:"verb,omitempty"`
+	Target string `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	// name is the workload (namespace/name), node or namespace, for leaves.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// settle is in milliseconds; zero means the default, negative none.
+	Settle int64 `protobuf:"varint,4,opt,name=settle,proto3" json:"settle,omitempty"`
+	// manual asks for steps on request alone.
+	Manual bool `protobuf:"varint,5,opt,name=manual,proto3" json:"manual,omitempty"`
+	// key is the KMS URI of the new root's key; empty means beside the old one.
+	Key    string `protobuf:"bytes,6,opt,name=key,proto3" json:"key,omitempty"`
+	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// confirm is the hash of the root that force and taint are about.
+	Confirm       string `protobuf:"bytes,8,opt,name=confirm,proto3" json:"confirm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRequest) Reset() {
+	*x = RotateRequest{}
+	mi := &file_aval_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRequest) ProtoMessage() {}
+
+func (x *RotateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
+func (*RotateRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *RotateRequest) GetVerb() string {
+	if x != nil {
+		return x.Verb
+	}
+	return ""
+}
+
+func (x *RotateRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *RotateRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RotateRequest) GetSettle() int64 {
+	if x != nil {
+		return x.Settle
+	}
+	return 0
+}
+
+func (x *RotateRequest) GetManual() bool {
+	if x != nil {
+		return x.Manual
+	}
+	return false
+}
+
+func (x *RotateRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *RotateRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RotateRequest) GetConfirm() string {
+	if x != nil {
+		return x.Confirm
+	}
+	return ""
+}
+
+// RotationState is a rotation at one moment. Times are Unix milliseconds, zero
+// where there is none; durations milliseconds.
+type RotationState struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Target    string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Id        string                 `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
+	Phase     string                 `protobuf:"bytes,4,opt,name=phase,proto3" json:"phase,omitempty"`
+	Emergency bool                   `protobuf:"varint,5,opt,name=emergency,proto3" json:"emergency,omitempty"`
+	Manual    bool                   `protobuf:"varint,6,opt,name=manual,proto3" json:"manual,omitempty"`
+	Since     int64                  `protobuf:"varint,7,opt,name=since,proto3" json:"since,omitempty"`
+	Settle    int64                  `protobuf:"varint,8,opt,name=settle,proto3" json:"settle,omitempty"`
+	StartedBy string                 `protobuf:"bytes,9,opt,name=started_by,json=startedBy,proto3" json:"started_by,omitempty"`
+	Reason    string                 `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	OldHash   string                 `protobuf:"bytes,11,opt,name=old_hash,json=oldHash,proto3" json:"old_hash,omitempty"`
+	NewHash   string                 `protobuf:"bytes,12,opt,name=new_hash,json=newHash,proto3" json:"new_hash,omitempty"`
+	// acked of live nodes do not hold the next step back.
+	Acked   uint32            `protobuf:"varint,13,opt,name=acked,proto3" json:"acked,omitempty"`
+	Live    uint32            `protobuf:"varint,14,opt,name=live,proto3" json:"live,omitempty"`
+	Holders []*RotationHolder `protobuf:"bytes,15,rep,name=holders,proto3" json:"holders,omitempty"`
+	Steps   []*RotationStep   `protobuf:"bytes,16,rep,name=steps,proto3" json:"steps,omitempty"`
+	// next is what comes next, gate what it waits for; both for a person.
+	Next string `protobuf:"bytes,17,opt,name=next,proto3" json:"next,omitempty"`
+	Gate string `protobuf:"bytes,18,opt,name=gate,proto3" json:"gate,omitempty"`
+	// earliest is the earliest safe time of the next step, as far as it is
+	// known.
+	Earliest int64 `protobuf:"varint,19,opt,name=earliest,proto3" json:"earliest,omitempty"`
+	// breaks is what forcing the next step would break, by name.
+	Breaks []string `protobuf:"bytes,20,rep,name=breaks,proto3" json:"breaks,omitempty"`
+	Clock  int64    `protobuf:"varint,21,opt,name=clock,proto3" json:"clock,omitempty"`
+	// high_water is the latest end of a leaf under the old root.
+	HighWater int64 `protobuf:"varint,22,opt,name=high_water,json=highWater,proto3" json:"high_water,omitempty"`
+	// fault is why the last try of a step failed.
+	Fault         string `protobuf:"bytes,23,opt,name=fault,proto3" json:"fault,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationState) Reset() {
+	*x = RotationState{}
+	mi := &file_aval_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationState) ProtoMessage() {}
+
+func (x *RotationState) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationState.ProtoReflect.Descriptor instead.
+func (*RotationState) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *RotationState) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *RotationState) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RotationState) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RotationState) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *RotationState) GetEmergency() bool {
+	if x != nil {
+		return x.Emergency
+	}
+	return false
+}
+
+func (x *RotationState) GetManual() bool {
+	if x != nil {
+		return x.Manual
+	}
+	return false
+}
+
+func (x *RotationState) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *RotationState) GetSettle() int64 {
+	if x != nil {
+		return x.Settle
+	}
+	return 0
+}
+
+func (x *RotationState) GetStartedBy() string {
+	if x != nil {
+		return x.StartedBy
+	}
+	return ""
+}
+
+func (x *RotationState) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RotationState) GetOldHash() string {
+	if x != nil {
+		return x.OldHash
+	}
+	return ""
+}
+
+func (x *RotationState) GetNewHash() string {
+	if x != nil {
+		return x.NewHash
+	}
+	return ""
+}
+
+func (x *RotationState) GetAcked() uint32 {
+	if x != nil {
+		return x.Acked
+	}
+	return 0
+}
+
+func (x *RotationState) GetLive() uint32 {
+	if x != nil {
+		return x.Live
+	}
+	return 0
+}
+
+func (x *RotationState) GetHolders() []*RotationHolder {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+func (x *RotationState) GetSteps() []*RotationStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *RotationState) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
+}
+
+func (x *RotationState) GetGate() string {
+	if x != nil {
+		return x.Gate
+	}
+	return ""
+}
+
+func (x *RotationState) GetEarliest() int64 {
+	if x != nil {
+		return x.Earliest
+	}
+	return 0
+}
+
+func (x *RotationState) GetBreaks() []string {
+	if x != nil {
+		return x.Breaks
+	}
+	return nil
+}
+
+func (x *RotationState) GetClock() int64 {
+	if x != nil {
+		return x.Clock
+	}
+	return 0
+}
+
+func (x *RotationState) GetHighWater() int64 {
+	if x != nil {
+		return x.HighWater
+	}
+	return 0
+}
+
+func (x *RotationState) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
+}
+
+// RotationHolder is one node that holds a step back.
+type RotationHolder struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Node        string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Connected   bool                   `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
+	LastContact int64                  `protobuf:"varint,3,opt,name=last_contact,json=lastContact,proto3" json:"last_contact,omitempty"`
+	Since       int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`
+	// lacks says what for, for a person.
+	Lacks   string   `protobuf:"bytes,5,opt,name=lacks,proto3" json:"lacks,omitempty"`
+	Proxies []string `protobuf:"bytes,6,rep,name=proxies,proto3" json:"proxies,omitempty"`
+	// until is when all that was issued to it has ended.
+	Until         int64 `protobuf:"varint,7,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationHolder) Reset() {
+	*x = RotationHolder{}
+	mi := &file_aval_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationHolder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationHolder) ProtoMessage() {}
+
+func (x *RotationHolder) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationHolder.ProtoReflect.Descriptor instead.
+func (*RotationHolder) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *RotationHolder) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *RotationHolder) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *RotationHolder) GetLastContact() int64 {
+	if x != nil {
+		return x.LastContact
+	}
+	return 0
+}
+
+func (x *RotationHolder) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *RotationHolder) GetLacks() string {
+	if x != nil {
+		return x.Lacks
+	}
+	return ""
+}
+
+func (x *RotationHolder) GetProxies() []string {
+	if x != nil {
+		return x.Proxies
+	}
+	return nil
+}
+
+func (x *RotationHolder) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+// RotationStep is one step that was taken.
+type RotationStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Phase         string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	At            int64                  `protobuf:"varint,2,opt,name=at,proto3" json:"at,omitempty"`
+	Acked         uint32                 `protobuf:"varint,3,opt,name=acked,proto3" json:"acked,omitempty"`
+	Live          uint32                 `protobuf:"varint,4,opt,name=live,proto3" json:"live,omitempty"`
+	Forced        bool                   `protobuf:"varint,5,opt,name=forced,proto3" json:"forced,omitempty"`
+	Actor         string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationStep) Reset() {
+	*x = RotationStep{}
+	mi := &file_aval_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationStep) ProtoMessage() {}
+
+func (x *RotationStep) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationStep.ProtoReflect.Descriptor instead.
+func (*RotationStep) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *RotationStep) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *RotationStep) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *RotationStep) GetAcked() uint32 {
+	if x != nil {
+		return x.Acked
+	}
+	return 0
+}
+
+func (x *RotationStep) GetLive() uint32 {
+	if x != nil {
+		return x.Live
+	}
+	return 0
+}
+
+func (x *RotationStep) GetForced() bool {
+	if x != nil {
+		return x.Forced
+	}
+	return false
+}
+
+func (x *RotationStep) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
 type ApplyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// documents are JSON.
@@ -2386,7 +3172,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_aval_proto_msgTypes[33]
+	mi := &file_aval_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +3184,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[33]
+	mi := &file_aval_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +3197,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{33}
+	return file_aval_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ApplyRequest) GetDocuments() [][]byte {
@@ -2439,7 +3225,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_aval_proto_msgTypes[34]
+	mi := &file_aval_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +3237,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[34]
+	mi := &file_aval_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +3250,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{34}
+	return file_aval_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -2503,7 +3289,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_aval_proto_msgTypes[35]
+	mi := &file_aval_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2515,7 +3301,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[35]
+	mi := &file_aval_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2528,7 +3314,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{35}
+	return file_aval_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Change) GetKey() *ResourceKey {
@@ -2579,7 +3365,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2591,7 +3377,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2604,7 +3390,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{36}
+	return file_aval_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetRequest) GetKind() string {
@@ -2638,7 +3424,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2650,7 +3436,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2663,7 +3449,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{37}
+	return file_aval_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetResponse) GetDocuments() [][]byte {
@@ -2690,7 +3476,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2702,7 +3488,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2715,7 +3501,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{38}
+	return file_aval_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DeleteRequest) GetKeys() []*ResourceKey {
@@ -2742,7 +3528,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2754,7 +3540,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2767,7 +3553,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{39}
+	return file_aval_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DeleteResponse) GetChanges() []*Change {
@@ -2796,7 +3582,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +3594,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +3607,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{40}
+	return file_aval_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CreateTokenRequest) GetTtl() int64 {
@@ -2858,7 +3644,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2870,7 +3656,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2883,7 +3669,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{41}
+	return file_aval_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -2931,7 +3717,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2943,7 +3729,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2956,7 +3742,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{42}
+	return file_aval_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListNodesRequest) GetName() string {
@@ -2975,7 +3761,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2987,7 +3773,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3000,7 +3786,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{43}
+	return file_aval_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeState {
@@ -3031,7 +3817,7 @@ type NodeState struct {
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3043,7 +3829,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3056,7 +3842,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{44}
+	return file_aval_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *NodeState) GetNodeId() string {
@@ -3161,7 +3947,7 @@ type LiveSVID struct {
 
 func (x *LiveSVID) Reset() {
 	*x = LiveSVID{}
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3173,7 +3959,7 @@ func (x *LiveSVID) String() string {
 func (*LiveSVID) ProtoMessage() {}
 
 func (x *LiveSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3186,7 +3972,7 @@ func (x *LiveSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSVID.ProtoReflect.Descriptor instead.
 func (*LiveSVID) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{45}
+	return file_aval_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *LiveSVID) GetSpiffeId() string {
@@ -3219,7 +4005,7 @@ type EvictNodeRequest struct {
 
 func (x *EvictNodeRequest) Reset() {
 	*x = EvictNodeRequest{}
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3231,7 +4017,7 @@ func (x *EvictNodeRequest) String() string {
 func (*EvictNodeRequest) ProtoMessage() {}
 
 func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3244,7 +4030,7 @@ func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvictNodeRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{46}
+	return file_aval_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *EvictNodeRequest) GetName() string {
@@ -3263,7 +4049,7 @@ type EvictNodeResponse struct {
 
 func (x *EvictNodeResponse) Reset() {
 	*x = EvictNodeResponse{}
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3275,7 +4061,7 @@ func (x *EvictNodeResponse) String() string {
 func (*EvictNodeResponse) ProtoMessage() {}
 
 func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3288,7 +4074,7 @@ func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeResponse.ProtoReflect.Descriptor instead.
 func (*EvictNodeResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{47}
+	return file_aval_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *EvictNodeResponse) GetNode() *NodeState {
@@ -3317,7 +4103,7 @@ type EntriesRequest struct {
 
 func (x *EntriesRequest) Reset() {
 	*x = EntriesRequest{}
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3329,7 +4115,7 @@ func (x *EntriesRequest) String() string {
 func (*EntriesRequest) ProtoMessage() {}
 
 func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3342,7 +4128,7 @@ func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesRequest.ProtoReflect.Descriptor instead.
 func (*EntriesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{48}
+	return file_aval_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *EntriesRequest) GetLog() string {
@@ -3412,7 +4198,7 @@ type EntriesResponse struct {
 
 func (x *EntriesResponse) Reset() {
 	*x = EntriesResponse{}
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3424,7 +4210,7 @@ func (x *EntriesResponse) String() string {
 func (*EntriesResponse) ProtoMessage() {}
 
 func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3437,7 +4223,7 @@ func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesResponse.ProtoReflect.Descriptor instead.
 func (*EntriesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{49}
+	return file_aval_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *EntriesResponse) GetLog() string {
@@ -3462,7 +4248,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3474,7 +4260,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3487,7 +4273,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{50}
+	return file_aval_proto_rawDescGZIP(), []int{58}
 }
 
 type BackupResponse struct {
@@ -3499,7 +4285,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3511,7 +4297,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3524,7 +4310,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{51}
+	return file_aval_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -3542,7 +4328,7 @@ type ServerStatusRequest struct {
 
 func (x *ServerStatusRequest) Reset() {
 	*x = ServerStatusRequest{}
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3554,7 +4340,7 @@ func (x *ServerStatusRequest) String() string {
 func (*ServerStatusRequest) ProtoMessage() {}
 
 func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3567,7 +4353,7 @@ func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusRequest.ProtoReflect.Descriptor instead.
 func (*ServerStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{52}
+	return file_aval_proto_rawDescGZIP(), []int{60}
 }
 
 type ServerStatusResponse struct {
@@ -3597,7 +4383,7 @@ type ServerStatusResponse struct {
 
 func (x *ServerStatusResponse) Reset() {
 	*x = ServerStatusResponse{}
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3609,7 +4395,7 @@ func (x *ServerStatusResponse) String() string {
 func (*ServerStatusResponse) ProtoMessage() {}
 
 func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3622,7 +4408,7 @@ func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusResponse.ProtoReflect.Descriptor instead.
 func (*ServerStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{53}
+	return file_aval_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ServerStatusResponse) GetTrustDomain() string {
@@ -3754,20 +4540,22 @@ func (x *ServerStatusResponse) GetRootNamespace() string {
 type AuthorityState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// role is root, intermediate or server.
-	Role          string `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
-	SpiffeId      string `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
-	Serial        string `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
-	Ski           string `protobuf:"bytes,4,opt,name=ski,proto3" json:"ski,omitempty"`
-	NotBefore     int64  `protobuf:"varint,5,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
-	NotAfter      int64  `protobuf:"varint,6,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
-	Hash          string `protobuf:"bytes,7,opt,name=hash,proto3" json:"hash,omitempty"`
+	Role      string `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
+	SpiffeId  string `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Serial    string `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
+	Ski       string `protobuf:"bytes,4,opt,name=ski,proto3" json:"ski,omitempty"`
+	NotBefore int64  `protobuf:"varint,5,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotAfter  int64  `protobuf:"varint,6,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	Hash      string `protobuf:"bytes,7,opt,name=hash,proto3" json:"hash,omitempty"`
+	// state is issuing or trusted.
+	State         string `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AuthorityState) Reset() {
 	*x = AuthorityState{}
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3779,7 +4567,7 @@ func (x *AuthorityState) String() string {
 func (*AuthorityState) ProtoMessage() {}
 
 func (x *AuthorityState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3792,7 +4580,7 @@ func (x *AuthorityState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityState.ProtoReflect.Descriptor instead.
 func (*AuthorityState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{54}
+	return file_aval_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *AuthorityState) GetRole() string {
@@ -3844,6 +4632,13 @@ func (x *AuthorityState) GetHash() string {
 	return ""
 }
 
+func (x *AuthorityState) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
 type LogState struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3858,7 +4653,7 @@ type LogState struct {
 
 func (x *LogState) Reset() {
 	*x = LogState{}
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3870,7 +4665,7 @@ func (x *LogState) String() string {
 func (*LogState) ProtoMessage() {}
 
 func (x *LogState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3883,7 +4678,7 @@ func (x *LogState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogState.ProtoReflect.Descriptor instead.
 func (*LogState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{55}
+	return file_aval_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *LogState) GetName() string {
@@ -3942,7 +4737,7 @@ type ExplainStrictRequest struct {
 
 func (x *ExplainStrictRequest) Reset() {
 	*x = ExplainStrictRequest{}
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3954,7 +4749,7 @@ func (x *ExplainStrictRequest) String() string {
 func (*ExplainStrictRequest) ProtoMessage() {}
 
 func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3967,7 +4762,7 @@ func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictRequest.ProtoReflect.Descriptor instead.
 func (*ExplainStrictRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{56}
+	return file_aval_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ExplainStrictRequest) GetTarget() string {
@@ -4001,7 +4796,7 @@ type ExplainStrictResponse struct {
 
 func (x *ExplainStrictResponse) Reset() {
 	*x = ExplainStrictResponse{}
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4013,7 +4808,7 @@ func (x *ExplainStrictResponse) String() string {
 func (*ExplainStrictResponse) ProtoMessage() {}
 
 func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4026,7 +4821,7 @@ func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictResponse.ProtoReflect.Descriptor instead.
 func (*ExplainStrictResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{57}
+	return file_aval_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ExplainStrictResponse) GetWorkloads() []*StrictWorkload {
@@ -4100,7 +4895,7 @@ type StrictWorkload struct {
 
 func (x *StrictWorkload) Reset() {
 	*x = StrictWorkload{}
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4112,7 +4907,7 @@ func (x *StrictWorkload) String() string {
 func (*StrictWorkload) ProtoMessage() {}
 
 func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4125,7 +4920,7 @@ func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictWorkload.ProtoReflect.Descriptor instead.
 func (*StrictWorkload) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{58}
+	return file_aval_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *StrictWorkload) GetRegistration() string {
@@ -4240,7 +5035,7 @@ type StrictException struct {
 
 func (x *StrictException) Reset() {
 	*x = StrictException{}
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4252,7 +5047,7 @@ func (x *StrictException) String() string {
 func (*StrictException) ProtoMessage() {}
 
 func (x *StrictException) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4265,7 +5060,7 @@ func (x *StrictException) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictException.ProtoReflect.Descriptor instead.
 func (*StrictException) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{59}
+	return file_aval_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *StrictException) GetName() string {
@@ -4312,7 +5107,7 @@ type StrictPort struct {
 
 func (x *StrictPort) Reset() {
 	*x = StrictPort{}
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4324,7 +5119,7 @@ func (x *StrictPort) String() string {
 func (*StrictPort) ProtoMessage() {}
 
 func (x *StrictPort) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4337,7 +5132,7 @@ func (x *StrictPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictPort.ProtoReflect.Descriptor instead.
 func (*StrictPort) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{60}
+	return file_aval_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *StrictPort) GetPort() uint32 {
@@ -4418,7 +5213,7 @@ type StrictClient struct {
 
 func (x *StrictClient) Reset() {
 	*x = StrictClient{}
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4430,7 +5225,7 @@ func (x *StrictClient) String() string {
 func (*StrictClient) ProtoMessage() {}
 
 func (x *StrictClient) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4443,7 +5238,7 @@ func (x *StrictClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictClient.ProtoReflect.Descriptor instead.
 func (*StrictClient) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{61}
+	return file_aval_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *StrictClient) GetCause() string {
@@ -4545,7 +5340,7 @@ type ProxyStatusRequest struct {
 
 func (x *ProxyStatusRequest) Reset() {
 	*x = ProxyStatusRequest{}
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4557,7 +5352,7 @@ func (x *ProxyStatusRequest) String() string {
 func (*ProxyStatusRequest) ProtoMessage() {}
 
 func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4570,7 +5365,7 @@ func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusRequest.ProtoReflect.Descriptor instead.
 func (*ProxyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{62}
+	return file_aval_proto_rawDescGZIP(), []int{70}
 }
 
 type ProxyStatusResponse struct {
@@ -4603,7 +5398,7 @@ type ProxyStatusResponse struct {
 
 func (x *ProxyStatusResponse) Reset() {
 	*x = ProxyStatusResponse{}
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4615,7 +5410,7 @@ func (x *ProxyStatusResponse) String() string {
 func (*ProxyStatusResponse) ProtoMessage() {}
 
 func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4628,7 +5423,7 @@ func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusResponse.ProtoReflect.Descriptor instead.
 func (*ProxyStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{63}
+	return file_aval_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ProxyStatusResponse) GetSpiffeId() string {
@@ -4784,7 +5579,7 @@ type ProxyListener struct {
 
 func (x *ProxyListener) Reset() {
 	*x = ProxyListener{}
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4796,7 +5591,7 @@ func (x *ProxyListener) String() string {
 func (*ProxyListener) ProtoMessage() {}
 
 func (x *ProxyListener) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4809,7 +5604,7 @@ func (x *ProxyListener) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyListener.ProtoReflect.Descriptor instead.
 func (*ProxyListener) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{64}
+	return file_aval_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ProxyListener) GetName() string {
@@ -4885,7 +5680,7 @@ type ConnectionsRequest struct {
 
 func (x *ConnectionsRequest) Reset() {
 	*x = ConnectionsRequest{}
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4897,7 +5692,7 @@ func (x *ConnectionsRequest) String() string {
 func (*ConnectionsRequest) ProtoMessage() {}
 
 func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4910,7 +5705,7 @@ func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsRequest.ProtoReflect.Descriptor instead.
 func (*ConnectionsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{65}
+	return file_aval_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ConnectionsRequest) GetDirection() string {
@@ -4929,7 +5724,7 @@ type ConnectionsResponse struct {
 
 func (x *ConnectionsResponse) Reset() {
 	*x = ConnectionsResponse{}
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4941,7 +5736,7 @@ func (x *ConnectionsResponse) String() string {
 func (*ConnectionsResponse) ProtoMessage() {}
 
 func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4954,7 +5749,7 @@ func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsResponse.ProtoReflect.Descriptor instead.
 func (*ConnectionsResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{66}
+	return file_aval_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ConnectionsResponse) GetConnections() []*ProxyConnection {
@@ -4993,7 +5788,7 @@ type ProxyConnection struct {
 
 func (x *ProxyConnection) Reset() {
 	*x = ProxyConnection{}
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5005,7 +5800,7 @@ func (x *ProxyConnection) String() string {
 func (*ProxyConnection) ProtoMessage() {}
 
 func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5018,7 +5813,7 @@ func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyConnection.ProtoReflect.Descriptor instead.
 func (*ProxyConnection) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{67}
+	return file_aval_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ProxyConnection) GetDirection() string {
@@ -5143,7 +5938,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5155,7 +5950,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5168,7 +5963,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{68}
+	return file_aval_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *DrainRequest) GetDeadline() int64 {
@@ -5189,7 +5984,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5201,7 +5996,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5214,7 +6009,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{69}
+	return file_aval_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *DrainResponse) GetOpen() int64 {
@@ -5271,11 +6066,13 @@ const file_aval_proto_rawDesc = "" +
 	"\x04held\x18\x01 \x01(\v2\x16.aval.wire.v1.PositionR\x04held\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
 	"\x05clock\x18\x03 \x01(\x03R\x05clock\x12\x1c\n" +
-	"\tevaluator\x18\x04 \x01(\rR\tevaluator\"i\n" +
+	"\tevaluator\x18\x04 \x01(\rR\tevaluator\"\x9d\x01\n" +
 	"\x03Ack\x122\n" +
 	"\bposition\x18\x01 \x01(\v2\x16.aval.wire.v1.PositionR\bposition\x12\x18\n" +
 	"\aissuers\x18\x02 \x03(\tR\aissuers\x12\x14\n" +
-	"\x05clock\x18\x03 \x01(\x03R\x05clock\"Z\n" +
+	"\x05clock\x18\x03 \x01(\x03R\x05clock\x12\x18\n" +
+	"\abundles\x18\x04 \x03(\fR\abundles\x12\x18\n" +
+	"\alagging\x18\x05 \x03(\tR\alagging\"Z\n" +
 	"\n" +
 	"IssueBatch\x12\x14\n" +
 	"\x05batch\x18\x01 \x01(\x04R\x05batch\x126\n" +
@@ -5288,7 +6085,7 @@ const file_aval_proto_rawDesc = "" +
 	"\vRecordBatch\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x16\n" +
 	"\x06events\x18\x02 \x03(\fR\x06events\x12\x12\n" +
-	"\x04lost\x18\x03 \x01(\x04R\x04lost\"\xdb\x02\n" +
+	"\x04lost\x18\x03 \x01(\x04R\x04lost\"\x8e\x03\n" +
 	"\vServerFrame\x121\n" +
 	"\awelcome\x18\x01 \x01(\v2\x15.aval.wire.v1.WelcomeH\x00R\awelcome\x12+\n" +
 	"\x05delta\x18\x02 \x01(\v2\x13.aval.wire.v1.DeltaH\x00R\x05delta\x124\n" +
@@ -5296,8 +6093,15 @@ const file_aval_proto_rawDesc = "" +
 	"\vrecords_ack\x18\x04 \x01(\v2\x18.aval.wire.v1.RecordsAckH\x00R\n" +
 	"recordsAck\x12=\n" +
 	"\vcheckpoints\x18\x05 \x01(\v2\x19.aval.wire.v1.CheckpointsH\x00R\vcheckpoints\x121\n" +
-	"\agoodbye\x18\x06 \x01(\v2\x15.aval.wire.v1.GoodbyeH\x00R\agoodbyeB\a\n" +
-	"\x05frame\"\xd8\x02\n" +
+	"\agoodbye\x18\x06 \x01(\v2\x15.aval.wire.v1.GoodbyeH\x00R\agoodbye\x121\n" +
+	"\areissue\x18\t \x01(\v2\x15.aval.wire.v1.ReissueH\x00R\areissueB\a\n" +
+	"\x05frame\"r\n" +
+	"\aReissue\x12\x18\n" +
+	"\aissuers\x18\x01 \x03(\tR\aissuers\x12\x1d\n" +
+	"\n" +
+	"spiffe_ids\x18\x02 \x03(\tR\tspiffeIds\x12\x16\n" +
+	"\x06before\x18\x03 \x01(\x03R\x06before\x12\x16\n" +
+	"\x06spread\x18\x04 \x01(\x03R\x06spread\"\xd8\x02\n" +
 	"\aWelcome\x122\n" +
 	"\bsettings\x18\x01 \x01(\v2\x16.aval.wire.v1.SettingsR\bsettings\x122\n" +
 	"\bposition\x18\x02 \x01(\v2\x16.aval.wire.v1.PositionR\bposition\x12\x14\n" +
@@ -5367,10 +6171,14 @@ const file_aval_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\aevicted\x18\x02 \x01(\bR\aevicted\x12\x1f\n" +
 	"\vretry_after\x18\x03 \x01(\x03R\n" +
-	"retryAfter\"H\n" +
+	"retryAfter\"l\n" +
 	"\fWatchRequest\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x1c\n" +
-	"\tevaluator\x18\x02 \x01(\rR\tevaluator\"\x98\x04\n" +
+	"\tevaluator\x18\x02 \x01(\rR\tevaluator\x12\"\n" +
+	"\facknowledges\x18\x05 \x01(\bR\facknowledges\"\x1f\n" +
+	"\vTookRequest\x12\x10\n" +
+	"\x03tag\x18\x01 \x01(\x04R\x03tag\"\x0e\n" +
+	"\fTookResponse\"\xaa\x04\n" +
 	"\bSnapshot\x122\n" +
 	"\bposition\x18\x01 \x01(\v2\x16.aval.wire.v1.PositionR\bposition\x122\n" +
 	"\bsettings\x18\x02 \x01(\v2\x16.aval.wire.v1.SettingsR\bsettings\x12\x1b\n" +
@@ -5383,7 +6191,8 @@ const file_aval_proto_rawDesc = "" +
 	"\bpolicies\x18\t \x03(\v2\x16.aval.wire.v1.ResourceR\bpolicies\x12\x17\n" +
 	"\anode_id\x18\n" +
 	" \x01(\tR\x06nodeId\x12\x1b\n" +
-	"\tissued_at\x18\v \x01(\x03R\bissuedAt\x1aA\n" +
+	"\tissued_at\x18\v \x01(\x03R\bissuedAt\x12\x10\n" +
+	"\x03tag\x18\x0f \x01(\x04R\x03tag\x1aA\n" +
 	"\x13WorkloadLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\"\n" +
@@ -5429,7 +6238,62 @@ const file_aval_proto_rawDesc = "" +
 	"last_error\x18\v \x01(\tR\tlastError\x12!\n" +
 	"\fserver_clock\x18\f \x01(\x03R\vserverClock\x12\x18\n" +
 	"\aversion\x18\r \x01(\tR\aversion\x12\"\n" +
-	"\fcontradicted\x18\x0e \x03(\tR\fcontradicted\"E\n" +
+	"\fcontradicted\x18\x0e \x03(\tR\fcontradicted\"Y\n" +
+	"\x15RotationStatusRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05watch\x18\x03 \x01(\bR\x05watch\"\xc3\x01\n" +
+	"\rRotateRequest\x12\x12\n" +
+	"\x04verb\x18\x01 \x01(\tR\x04verb\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06settle\x18\x04 \x01(\x03R\x06settle\x12\x16\n" +
+	"\x06manual\x18\x05 \x01(\bR\x06manual\x12\x10\n" +
+	"\x03key\x18\x06 \x01(\tR\x03key\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x18\n" +
+	"\aconfirm\x18\b \x01(\tR\aconfirm\"\xed\x04\n" +
+	"\rRotationState\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02id\x18\x03 \x01(\tR\x02id\x12\x14\n" +
+	"\x05phase\x18\x04 \x01(\tR\x05phase\x12\x1c\n" +
+	"\temergency\x18\x05 \x01(\bR\temergency\x12\x16\n" +
+	"\x06manual\x18\x06 \x01(\bR\x06manual\x12\x14\n" +
+	"\x05since\x18\a \x01(\x03R\x05since\x12\x16\n" +
+	"\x06settle\x18\b \x01(\x03R\x06settle\x12\x1d\n" +
+	"\n" +
+	"started_by\x18\t \x01(\tR\tstartedBy\x12\x16\n" +
+	"\x06reason\x18\n" +
+	" \x01(\tR\x06reason\x12\x19\n" +
+	"\bold_hash\x18\v \x01(\tR\aoldHash\x12\x19\n" +
+	"\bnew_hash\x18\f \x01(\tR\anewHash\x12\x14\n" +
+	"\x05acked\x18\r \x01(\rR\x05acked\x12\x12\n" +
+	"\x04live\x18\x0e \x01(\rR\x04live\x126\n" +
+	"\aholders\x18\x0f \x03(\v2\x1c.aval.wire.v1.RotationHolderR\aholders\x120\n" +
+	"\x05steps\x18\x10 \x03(\v2\x1a.aval.wire.v1.RotationStepR\x05steps\x12\x12\n" +
+	"\x04next\x18\x11 \x01(\tR\x04next\x12\x12\n" +
+	"\x04gate\x18\x12 \x01(\tR\x04gate\x12\x1a\n" +
+	"\bearliest\x18\x13 \x01(\x03R\bearliest\x12\x16\n" +
+	"\x06breaks\x18\x14 \x03(\tR\x06breaks\x12\x14\n" +
+	"\x05clock\x18\x15 \x01(\x03R\x05clock\x12\x1d\n" +
+	"\n" +
+	"high_water\x18\x16 \x01(\x03R\thighWater\x12\x14\n" +
+	"\x05fault\x18\x17 \x01(\tR\x05fault\"\xc1\x01\n" +
+	"\x0eRotationHolder\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
+	"\tconnected\x18\x02 \x01(\bR\tconnected\x12!\n" +
+	"\flast_contact\x18\x03 \x01(\x03R\vlastContact\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\x12\x14\n" +
+	"\x05lacks\x18\x05 \x01(\tR\x05lacks\x12\x18\n" +
+	"\aproxies\x18\x06 \x03(\tR\aproxies\x12\x14\n" +
+	"\x05until\x18\a \x01(\x03R\x05until\"\x8c\x01\n" +
+	"\fRotationStep\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x0e\n" +
+	"\x02at\x18\x02 \x01(\x03R\x02at\x12\x14\n" +
+	"\x05acked\x18\x03 \x01(\rR\x05acked\x12\x12\n" +
+	"\x04live\x18\x04 \x01(\rR\x04live\x12\x16\n" +
+	"\x06forced\x18\x05 \x01(\bR\x06forced\x12\x14\n" +
+	"\x05actor\x18\x06 \x01(\tR\x05actor\"E\n" +
 	"\fApplyRequest\x12\x1c\n" +
 	"\tdocuments\x18\x01 \x03(\fR\tdocuments\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\x8c\x01\n" +
@@ -5541,7 +6405,7 @@ const file_aval_proto_rawDesc = "" +
 	"\fdefault_deny\x18\x0f \x01(\bR\vdefaultDeny\x12\x1c\n" +
 	"\tconflicts\x18\x10 \x03(\tR\tconflicts\x12\x16\n" +
 	"\x06uptime\x18\x11 \x01(\x03R\x06uptime\x12%\n" +
-	"\x0eroot_namespace\x18\x12 \x01(\tR\rrootNamespace\"\xbb\x01\n" +
+	"\x0eroot_namespace\x18\x12 \x01(\tR\rrootNamespace\"\xd1\x01\n" +
 	"\x0eAuthorityState\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x16\n" +
@@ -5550,7 +6414,8 @@ const file_aval_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\x05 \x01(\x03R\tnotBefore\x12\x1b\n" +
 	"\tnot_after\x18\x06 \x01(\x03R\bnotAfter\x12\x12\n" +
-	"\x04hash\x18\a \x01(\tR\x04hash\"\xb0\x01\n" +
+	"\x04hash\x18\a \x01(\tR\x04hash\x12\x14\n" +
+	"\x05state\x18\b \x01(\tR\x05state\"\xb0\x01\n" +
 	"\bLogState\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aentries\x18\x02 \x01(\x03R\aentries\x12'\n" +
@@ -5688,13 +6553,14 @@ const file_aval_proto_rawDesc = "" +
 	"\x04Node\x12C\n" +
 	"\x06Attest\x12\x1b.aval.wire.v1.AttestRequest\x1a\x1c.aval.wire.v1.AttestResponse\x12@\n" +
 	"\x05Renew\x12\x1a.aval.wire.v1.RenewRequest\x1a\x1b.aval.wire.v1.RenewResponse\x12>\n" +
-	"\x04Sync\x12\x17.aval.wire.v1.NodeFrame\x1a\x19.aval.wire.v1.ServerFrame(\x010\x012\x89\x01\n" +
+	"\x04Sync\x12\x17.aval.wire.v1.NodeFrame\x1a\x19.aval.wire.v1.ServerFrame(\x010\x012\xc8\x01\n" +
 	"\x05Proxy\x12=\n" +
-	"\x05Watch\x12\x1a.aval.wire.v1.WatchRequest\x1a\x16.aval.wire.v1.Snapshot0\x01\x12A\n" +
+	"\x05Watch\x12\x1a.aval.wire.v1.WatchRequest\x1a\x16.aval.wire.v1.Snapshot0\x01\x12=\n" +
+	"\x04Took\x12\x19.aval.wire.v1.TookRequest\x1a\x1a.aval.wire.v1.TookResponse\x12A\n" +
 	"\x06Report\x12\x19.aval.wire.v1.RecordBatch\x1a\x18.aval.wire.v1.RecordsAck(\x010\x012\x94\x01\n" +
 	"\x05Local\x12F\n" +
 	"\aExplain\x12\x1c.aval.wire.v1.ExplainRequest\x1a\x1d.aval.wire.v1.ExplainResponse\x12C\n" +
-	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\xfc\x05\n" +
+	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\x96\a\n" +
 	"\x05Admin\x12@\n" +
 	"\x05Apply\x12\x1a.aval.wire.v1.ApplyRequest\x1a\x1b.aval.wire.v1.ApplyResponse\x12:\n" +
 	"\x03Get\x12\x18.aval.wire.v1.GetRequest\x1a\x19.aval.wire.v1.GetResponse\x12C\n" +
@@ -5705,7 +6571,9 @@ const file_aval_proto_rawDesc = "" +
 	"\aEntries\x12\x1c.aval.wire.v1.EntriesRequest\x1a\x1d.aval.wire.v1.EntriesResponse0\x01\x12E\n" +
 	"\x06Backup\x12\x1b.aval.wire.v1.BackupRequest\x1a\x1c.aval.wire.v1.BackupResponse0\x01\x12U\n" +
 	"\fServerStatus\x12!.aval.wire.v1.ServerStatusRequest\x1a\".aval.wire.v1.ServerStatusResponse\x12X\n" +
-	"\rExplainStrict\x12\".aval.wire.v1.ExplainStrictRequest\x1a#.aval.wire.v1.ExplainStrictResponse2\xfa\x01\n" +
+	"\rExplainStrict\x12\".aval.wire.v1.ExplainStrictRequest\x1a#.aval.wire.v1.ExplainStrictResponse\x12T\n" +
+	"\x0eRotationStatus\x12#.aval.wire.v1.RotationStatusRequest\x1a\x1b.aval.wire.v1.RotationState0\x01\x12B\n" +
+	"\x06Rotate\x12\x1b.aval.wire.v1.RotateRequest\x1a\x1b.aval.wire.v1.RotationState2\xfa\x01\n" +
 	"\n" +
 	"ProxyAdmin\x12R\n" +
 	"\vProxyStatus\x12 .aval.wire.v1.ProxyStatusRequest\x1a!.aval.wire.v1.ProxyStatusResponse\x12T\n" +
@@ -5724,7 +6592,7 @@ func file_aval_proto_rawDescGZIP() []byte {
 	return file_aval_proto_rawDescData
 }
 
-var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
+var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 85)
 var file_aval_proto_goTypes = []any{
 	(*Position)(nil),              // 0: aval.wire.v1.Position
 	(*AttestRequest)(nil),         // 1: aval.wire.v1.AttestRequest
@@ -5739,74 +6607,82 @@ var file_aval_proto_goTypes = []any{
 	(*IssueRequest)(nil),          // 10: aval.wire.v1.IssueRequest
 	(*RecordBatch)(nil),           // 11: aval.wire.v1.RecordBatch
 	(*ServerFrame)(nil),           // 12: aval.wire.v1.ServerFrame
-	(*Welcome)(nil),               // 13: aval.wire.v1.Welcome
-	(*Settings)(nil),              // 14: aval.wire.v1.Settings
-	(*Delta)(nil),                 // 15: aval.wire.v1.Delta
-	(*Resource)(nil),              // 16: aval.wire.v1.Resource
-	(*ResourceKey)(nil),           // 17: aval.wire.v1.ResourceKey
-	(*Bundle)(nil),                // 18: aval.wire.v1.Bundle
-	(*IssueResults)(nil),          // 19: aval.wire.v1.IssueResults
-	(*IssueResult)(nil),           // 20: aval.wire.v1.IssueResult
-	(*Receipt)(nil),               // 21: aval.wire.v1.Receipt
-	(*RecordsAck)(nil),            // 22: aval.wire.v1.RecordsAck
-	(*Checkpoints)(nil),           // 23: aval.wire.v1.Checkpoints
-	(*Checkpoint)(nil),            // 24: aval.wire.v1.Checkpoint
-	(*Goodbye)(nil),               // 25: aval.wire.v1.Goodbye
-	(*WatchRequest)(nil),          // 26: aval.wire.v1.WatchRequest
-	(*Snapshot)(nil),              // 27: aval.wire.v1.Snapshot
-	(*ExplainRequest)(nil),        // 28: aval.wire.v1.ExplainRequest
-	(*ExplainResponse)(nil),       // 29: aval.wire.v1.ExplainResponse
-	(*ExplainedRegistration)(nil), // 30: aval.wire.v1.ExplainedRegistration
-	(*StatusRequest)(nil),         // 31: aval.wire.v1.StatusRequest
-	(*StatusResponse)(nil),        // 32: aval.wire.v1.StatusResponse
-	(*ApplyRequest)(nil),          // 33: aval.wire.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 34: aval.wire.v1.ApplyResponse
-	(*Change)(nil),                // 35: aval.wire.v1.Change
-	(*GetRequest)(nil),            // 36: aval.wire.v1.GetRequest
-	(*GetResponse)(nil),           // 37: aval.wire.v1.GetResponse
-	(*DeleteRequest)(nil),         // 38: aval.wire.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 39: aval.wire.v1.DeleteResponse
-	(*CreateTokenRequest)(nil),    // 40: aval.wire.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 41: aval.wire.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),      // 42: aval.wire.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 43: aval.wire.v1.ListNodesResponse
-	(*NodeState)(nil),             // 44: aval.wire.v1.NodeState
-	(*LiveSVID)(nil),              // 45: aval.wire.v1.LiveSVID
-	(*EvictNodeRequest)(nil),      // 46: aval.wire.v1.EvictNodeRequest
-	(*EvictNodeResponse)(nil),     // 47: aval.wire.v1.EvictNodeResponse
-	(*EntriesRequest)(nil),        // 48: aval.wire.v1.EntriesRequest
-	(*EntriesResponse)(nil),       // 49: aval.wire.v1.EntriesResponse
-	(*BackupRequest)(nil),         // 50: aval.wire.v1.BackupRequest
-	(*BackupResponse)(nil),        // 51: aval.wire.v1.BackupResponse
-	(*ServerStatusRequest)(nil),   // 52: aval.wire.v1.ServerStatusRequest
-	(*ServerStatusResponse)(nil),  // 53: aval.wire.v1.ServerStatusResponse
-	(*AuthorityState)(nil),        // 54: aval.wire.v1.AuthorityState
-	(*LogState)(nil),              // 55: aval.wire.v1.LogState
-	(*ExplainStrictRequest)(nil),  // 56: aval.wire.v1.ExplainStrictRequest
-	(*ExplainStrictResponse)(nil), // 57: aval.wire.v1.ExplainStrictResponse
-	(*StrictWorkload)(nil),        // 58: aval.wire.v1.StrictWorkload
-	(*StrictException)(nil),       // 59: aval.wire.v1.StrictException
-	(*StrictPort)(nil),            // 60: aval.wire.v1.StrictPort
-	(*StrictClient)(nil),          // 61: aval.wire.v1.StrictClient
-	(*ProxyStatusRequest)(nil),    // 62: aval.wire.v1.ProxyStatusRequest
-	(*ProxyStatusResponse)(nil),   // 63: aval.wire.v1.ProxyStatusResponse
-	(*ProxyListener)(nil),         // 64: aval.wire.v1.ProxyListener
-	(*ConnectionsRequest)(nil),    // 65: aval.wire.v1.ConnectionsRequest
-	(*ConnectionsResponse)(nil),   // 66: aval.wire.v1.ConnectionsResponse
-	(*ProxyConnection)(nil),       // 67: aval.wire.v1.ProxyConnection
-	(*DrainRequest)(nil),          // 68: aval.wire.v1.DrainRequest
-	(*DrainResponse)(nil),         // 69: aval.wire.v1.DrainResponse
-	nil,                           // 70: aval.wire.v1.AttestResponse.AttributesEntry
-	nil,                           // 71: aval.wire.v1.Welcome.AttributesEntry
-	nil,                           // 72: aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	nil,                           // 73: aval.wire.v1.ExplainResponse.SelectorsEntry
-	nil,                           // 74: aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	nil,                           // 75: aval.wire.v1.CreateTokenRequest.AttributesEntry
-	nil,                           // 76: aval.wire.v1.NodeState.AttributesEntry
+	(*Reissue)(nil),               // 13: aval.wire.v1.Reissue
+	(*Welcome)(nil),               // 14: aval.wire.v1.Welcome
+	(*Settings)(nil),              // 15: aval.wire.v1.Settings
+	(*Delta)(nil),                 // 16: aval.wire.v1.Delta
+	(*Resource)(nil),              // 17: aval.wire.v1.Resource
+	(*ResourceKey)(nil),           // 18: aval.wire.v1.ResourceKey
+	(*Bundle)(nil),                // 19: aval.wire.v1.Bundle
+	(*IssueResults)(nil),          // 20: aval.wire.v1.IssueResults
+	(*IssueResult)(nil),           // 21: aval.wire.v1.IssueResult
+	(*Receipt)(nil),               // 22: aval.wire.v1.Receipt
+	(*RecordsAck)(nil),            // 23: aval.wire.v1.RecordsAck
+	(*Checkpoints)(nil),           // 24: aval.wire.v1.Checkpoints
+	(*Checkpoint)(nil),            // 25: aval.wire.v1.Checkpoint
+	(*Goodbye)(nil),               // 26: aval.wire.v1.Goodbye
+	(*WatchRequest)(nil),          // 27: aval.wire.v1.WatchRequest
+	(*TookRequest)(nil),           // 28: aval.wire.v1.TookRequest
+	(*TookResponse)(nil),          // 29: aval.wire.v1.TookResponse
+	(*Snapshot)(nil),              // 30: aval.wire.v1.Snapshot
+	(*ExplainRequest)(nil),        // 31: aval.wire.v1.ExplainRequest
+	(*ExplainResponse)(nil),       // 32: aval.wire.v1.ExplainResponse
+	(*ExplainedRegistration)(nil), // 33: aval.wire.v1.ExplainedRegistration
+	(*StatusRequest)(nil),         // 34: aval.wire.v1.StatusRequest
+	(*StatusResponse)(nil),        // 35: aval.wire.v1.StatusResponse
+	(*RotationStatusRequest)(nil), // 36: aval.wire.v1.RotationStatusRequest
+	(*RotateRequest)(nil),         // 37: aval.wire.v1.RotateRequest
+	(*RotationState)(nil),         // 38: aval.wire.v1.RotationState
+	(*RotationHolder)(nil),        // 39: aval.wire.v1.RotationHolder
+	(*RotationStep)(nil),          // 40: aval.wire.v1.RotationStep
+	(*ApplyRequest)(nil),          // 41: aval.wire.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 42: aval.wire.v1.ApplyResponse
+	(*Change)(nil),                // 43: aval.wire.v1.Change
+	(*GetRequest)(nil),            // 44: aval.wire.v1.GetRequest
+	(*GetResponse)(nil),           // 45: aval.wire.v1.GetResponse
+	(*DeleteRequest)(nil),         // 46: aval.wire.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 47: aval.wire.v1.DeleteResponse
+	(*CreateTokenRequest)(nil),    // 48: aval.wire.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 49: aval.wire.v1.CreateTokenResponse
+	(*ListNodesRequest)(nil),      // 50: aval.wire.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 51: aval.wire.v1.ListNodesResponse
+	(*NodeState)(nil),             // 52: aval.wire.v1.NodeState
+	(*LiveSVID)(nil),              // 53: aval.wire.v1.LiveSVID
+	(*EvictNodeRequest)(nil),      // 54: aval.wire.v1.EvictNodeRequest
+	(*EvictNodeResponse)(nil),     // 55: aval.wire.v1.EvictNodeResponse
+	(*EntriesRequest)(nil),        // 56: aval.wire.v1.EntriesRequest
+	(*EntriesResponse)(nil),       // 57: aval.wire.v1.EntriesResponse
+	(*BackupRequest)(nil),         // 58: aval.wire.v1.BackupRequest
+	(*BackupResponse)(nil),        // 59: aval.wire.v1.BackupResponse
+	(*ServerStatusRequest)(nil),   // 60: aval.wire.v1.ServerStatusRequest
+	(*ServerStatusResponse)(nil),  // 61: aval.wire.v1.ServerStatusResponse
+	(*AuthorityState)(nil),        // 62: aval.wire.v1.AuthorityState
+	(*LogState)(nil),              // 63: aval.wire.v1.LogState
+	(*ExplainStrictRequest)(nil),  // 64: aval.wire.v1.ExplainStrictRequest
+	(*ExplainStrictResponse)(nil), // 65: aval.wire.v1.ExplainStrictResponse
+	(*StrictWorkload)(nil),        // 66: aval.wire.v1.StrictWorkload
+	(*StrictException)(nil),       // 67: aval.wire.v1.StrictException
+	(*StrictPort)(nil),            // 68: aval.wire.v1.StrictPort
+	(*StrictClient)(nil),          // 69: aval.wire.v1.StrictClient
+	(*ProxyStatusRequest)(nil),    // 70: aval.wire.v1.ProxyStatusRequest
+	(*ProxyStatusResponse)(nil),   // 71: aval.wire.v1.ProxyStatusResponse
+	(*ProxyListener)(nil),         // 72: aval.wire.v1.ProxyListener
+	(*ConnectionsRequest)(nil),    // 73: aval.wire.v1.ConnectionsRequest
+	(*ConnectionsResponse)(nil),   // 74: aval.wire.v1.ConnectionsResponse
+	(*ProxyConnection)(nil),       // 75: aval.wire.v1.ProxyConnection
+	(*DrainRequest)(nil),          // 76: aval.wire.v1.DrainRequest
+	(*DrainResponse)(nil),         // 77: aval.wire.v1.DrainResponse
+	nil,                           // 78: aval.wire.v1.AttestResponse.AttributesEntry
+	nil,                           // 79: aval.wire.v1.Welcome.AttributesEntry
+	nil,                           // 80: aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	nil,                           // 81: aval.wire.v1.ExplainResponse.SelectorsEntry
+	nil,                           // 82: aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	nil,                           // 83: aval.wire.v1.CreateTokenRequest.AttributesEntry
+	nil,                           // 84: aval.wire.v1.NodeState.AttributesEntry
 }
 var file_aval_proto_depIdxs = []int32{
-	18, // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
-	70, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
+	19, // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
+	78, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
 	7,  // 2: aval.wire.v1.NodeFrame.hello:type_name -> aval.wire.v1.Hello
 	8,  // 3: aval.wire.v1.NodeFrame.ack:type_name -> aval.wire.v1.Ack
 	9,  // 4: aval.wire.v1.NodeFrame.issue:type_name -> aval.wire.v1.IssueBatch
@@ -5814,105 +6690,114 @@ var file_aval_proto_depIdxs = []int32{
 	0,  // 6: aval.wire.v1.Hello.held:type_name -> aval.wire.v1.Position
 	0,  // 7: aval.wire.v1.Ack.position:type_name -> aval.wire.v1.Position
 	10, // 8: aval.wire.v1.IssueBatch.requests:type_name -> aval.wire.v1.IssueRequest
-	13, // 9: aval.wire.v1.ServerFrame.welcome:type_name -> aval.wire.v1.Welcome
-	15, // 10: aval.wire.v1.ServerFrame.delta:type_name -> aval.wire.v1.Delta
-	19, // 11: aval.wire.v1.ServerFrame.issued:type_name -> aval.wire.v1.IssueResults
-	22, // 12: aval.wire.v1.ServerFrame.records_ack:type_name -> aval.wire.v1.RecordsAck
-	23, // 13: aval.wire.v1.ServerFrame.checkpoints:type_name -> aval.wire.v1.Checkpoints
-	25, // 14: aval.wire.v1.ServerFrame.goodbye:type_name -> aval.wire.v1.Goodbye
-	14, // 15: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
-	0,  // 16: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
-	71, // 17: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
-	0,  // 18: aval.wire.v1.Delta.position:type_name -> aval.wire.v1.Position
-	16, // 19: aval.wire.v1.Delta.upserts:type_name -> aval.wire.v1.Resource
-	17, // 20: aval.wire.v1.Delta.deletes:type_name -> aval.wire.v1.ResourceKey
-	18, // 21: aval.wire.v1.Delta.bundles:type_name -> aval.wire.v1.Bundle
-	17, // 22: aval.wire.v1.Resource.key:type_name -> aval.wire.v1.ResourceKey
-	20, // 23: aval.wire.v1.IssueResults.results:type_name -> aval.wire.v1.IssueResult
-	21, // 24: aval.wire.v1.IssueResult.receipt:type_name -> aval.wire.v1.Receipt
-	24, // 25: aval.wire.v1.Checkpoints.checkpoints:type_name -> aval.wire.v1.Checkpoint
-	0,  // 26: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
-	14, // 27: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
-	18, // 28: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
-	72, // 29: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	16, // 30: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
-	73, // 31: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
-	30, // 32: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
-	74, // 33: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	0,  // 34: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
-	35, // 35: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
-	0,  // 36: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
-	17, // 37: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
-	0,  // 38: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
-	17, // 39: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
-	35, // 40: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
-	0,  // 41: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
-	75, // 42: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
-	44, // 43: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
-	76, // 44: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
-	0,  // 45: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
-	45, // 46: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
-	44, // 47: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
-	0,  // 48: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
-	54, // 49: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
-	55, // 50: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
-	58, // 51: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
-	60, // 52: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
-	59, // 53: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
-	61, // 54: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
-	64, // 55: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
-	67, // 56: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
-	3,  // 57: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 58: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 59: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 60: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 61: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 62: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	1,  // 63: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
-	4,  // 64: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
-	6,  // 65: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
-	26, // 66: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
-	11, // 67: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
-	28, // 68: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
-	31, // 69: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
-	33, // 70: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
-	36, // 71: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
-	38, // 72: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
-	40, // 73: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
-	42, // 74: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
-	46, // 75: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
-	48, // 76: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
-	50, // 77: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
-	52, // 78: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
-	56, // 79: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
-	62, // 80: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
-	65, // 81: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
-	68, // 82: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
-	2,  // 83: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
-	5,  // 84: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
-	12, // 85: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
-	27, // 86: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
-	22, // 87: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
-	29, // 88: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
-	32, // 89: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
-	34, // 90: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
-	37, // 91: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
-	39, // 92: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
-	41, // 93: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
-	43, // 94: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
-	47, // 95: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
-	49, // 96: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
-	51, // 97: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
-	53, // 98: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
-	57, // 99: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
-	63, // 100: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
-	66, // 101: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
-	69, // 102: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
-	83, // [83:103] is the sub-list for method output_type
-	63, // [63:83] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	14, // 9: aval.wire.v1.ServerFrame.welcome:type_name -> aval.wire.v1.Welcome
+	16, // 10: aval.wire.v1.ServerFrame.delta:type_name -> aval.wire.v1.Delta
+	20, // 11: aval.wire.v1.ServerFrame.issued:type_name -> aval.wire.v1.IssueResults
+	23, // 12: aval.wire.v1.ServerFrame.records_ack:type_name -> aval.wire.v1.RecordsAck
+	24, // 13: aval.wire.v1.ServerFrame.checkpoints:type_name -> aval.wire.v1.Checkpoints
+	26, // 14: aval.wire.v1.ServerFrame.goodbye:type_name -> aval.wire.v1.Goodbye
+	13, // 15: aval.wire.v1.ServerFrame.reissue:type_name -> aval.wire.v1.Reissue
+	15, // 16: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
+	0,  // 17: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
+	79, // 18: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
+	0,  // 19: aval.wire.v1.Delta.position:type_name -> aval.wire.v1.Position
+	17, // 20: aval.wire.v1.Delta.upserts:type_name -> aval.wire.v1.Resource
+	18, // 21: aval.wire.v1.Delta.deletes:type_name -> aval.wire.v1.ResourceKey
+	19, // 22: aval.wire.v1.Delta.bundles:type_name -> aval.wire.v1.Bundle
+	18, // 23: aval.wire.v1.Resource.key:type_name -> aval.wire.v1.ResourceKey
+	21, // 24: aval.wire.v1.IssueResults.results:type_name -> aval.wire.v1.IssueResult
+	22, // 25: aval.wire.v1.IssueResult.receipt:type_name -> aval.wire.v1.Receipt
+	25, // 26: aval.wire.v1.Checkpoints.checkpoints:type_name -> aval.wire.v1.Checkpoint
+	0,  // 27: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
+	15, // 28: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
+	19, // 29: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
+	80, // 30: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	17, // 31: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
+	81, // 32: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
+	33, // 33: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
+	82, // 34: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	0,  // 35: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
+	39, // 36: aval.wire.v1.RotationState.holders:type_name -> aval.wire.v1.RotationHolder
+	40, // 37: aval.wire.v1.RotationState.steps:type_name -> aval.wire.v1.RotationStep
+	43, // 38: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
+	0,  // 39: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
+	18, // 40: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
+	0,  // 41: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
+	18, // 42: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
+	43, // 43: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
+	0,  // 44: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
+	83, // 45: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
+	52, // 46: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
+	84, // 47: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
+	0,  // 48: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
+	53, // 49: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
+	52, // 50: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
+	0,  // 51: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
+	62, // 52: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
+	63, // 53: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
+	66, // 54: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
+	68, // 55: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
+	67, // 56: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
+	69, // 57: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
+	72, // 58: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
+	75, // 59: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
+	3,  // 60: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 61: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 62: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 63: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 64: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 65: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	1,  // 66: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
+	4,  // 67: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
+	6,  // 68: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
+	27, // 69: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
+	28, // 70: aval.wire.v1.Proxy.Took:input_type -> aval.wire.v1.TookRequest
+	11, // 71: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
+	31, // 72: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
+	34, // 73: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
+	41, // 74: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
+	44, // 75: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
+	46, // 76: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
+	48, // 77: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
+	50, // 78: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
+	54, // 79: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
+	56, // 80: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
+	58, // 81: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
+	60, // 82: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
+	64, // 83: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
+	36, // 84: aval.wire.v1.Admin.RotationStatus:input_type -> aval.wire.v1.RotationStatusRequest
+	37, // 85: aval.wire.v1.Admin.Rotate:input_type -> aval.wire.v1.RotateRequest
+	70, // 86: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
+	73, // 87: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
+	76, // 88: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
+	2,  // 89: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
+	5,  // 90: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
+	12, // 91: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
+	30, // 92: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
+	29, // 93: aval.wire.v1.Proxy.Took:output_type -> aval.wire.v1.TookResponse
+	23, // 94: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
+	32, // 95: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
+	35, // 96: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
+	42, // 97: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
+	45, // 98: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
+	47, // 99: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
+	49, // 100: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
+	51, // 101: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
+	55, // 102: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
+	57, // 103: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
+	59, // 104: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
+	61, // 105: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
+	65, // 106: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
+	38, // 107: aval.wire.v1.Admin.RotationStatus:output_type -> aval.wire.v1.RotationState
+	38, // 108: aval.wire.v1.Admin.Rotate:output_type -> aval.wire.v1.RotationState
+	71, // 109: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
+	74, // 110: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
+	77, // 111: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
+	89, // [89:112] is the sub-list for method output_type
+	66, // [66:89] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_aval_proto_init() }
@@ -5933,6 +6818,7 @@ func file_aval_proto_init() {
 		(*ServerFrame_RecordsAck)(nil),
 		(*ServerFrame_Checkpoints)(nil),
 		(*ServerFrame_Goodbye)(nil),
+		(*ServerFrame_Reissue)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -5940,7 +6826,7 @@ func file_aval_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aval_proto_rawDesc), len(file_aval_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   77,
+			NumMessages:   85,
 			NumExtensions: 0,
 			NumServices:   5,
 		},
