@@ -169,6 +169,9 @@ func (s *Server) recognise(req *wire.AttestRequest) (ca.Node, ca.ProvenKey, erro
 // issueNode issues a node's own credential with the event that explains it.
 func (s *Server) issueNode(ctx context.Context, now time.Time, entitled ca.Entitlement, key ca.ProvenKey, event audit.Event) (ca.Certificate, error) {
 	authority := s.trust.Load().intermediate
+	if err := s.marks.reach(ctx, authority, now, s.cfg.NodeTTL); err != nil {
+		return ca.Certificate{}, err
+	}
 	draft, err := authority.Draft(now, entitled, key)
 	if err != nil {
 		return ca.Certificate{}, err

@@ -52,6 +52,8 @@ func (s nodeService) Sync(stream syncStream) error {
 	if err := s.enter(sess); err != nil {
 		return err
 	}
+	s.rollover.poke()
+	defer s.rollover.poke()
 	defer s.sessions.remove(sess)
 	return s.serve(stream, sess, hello)
 }
@@ -185,12 +187,15 @@ func (s *Server) pushAll(ctx context.Context, sess *session) error {
 	}
 }
 
-// push sends what the node lacks: deltas, then new checkpoints.
+// push sends what the node lacks: deltas, orders, then new checkpoints.
 func (s *Server) push(sess *session, sent map[string][]byte) error {
-	for _, d := range sess.view.advance(s.documents.now.Load(), wire.FromBundle(s.trust.Load().bundle)) {
+	for _, d := range sess.view.advance(s.documents.now.Load(), s.trust.Load().bundle) {
 		if err := sess.send(&wire.ServerFrame{Frame: &wire.ServerFrame_Delta{Delta: d}}); err != nil {
 			return err
 		}
+	}
+	if err := s.orders.send(sess); err != nil {
+		return err
 	}
 	current := s.checkpoints.Load()
 	if current == nil {
@@ -220,8 +225,9 @@ func (s *Server) receive(ctx context.Context, stream syncStream, sess *session, 
 		now := time.Now()
 		switch frame := f.GetFrame().(type) {
 		case *wire.NodeFrame_Ack:
-			sess.ack(frame.Ack.GetPosition())
+			sess.ack(frame.Ack)
 			sess.seen(now, frame.Ack.GetClock())
+			s.rollover.poke()
 		case *wire.NodeFrame_Issue:
 			sess.seen(now, 0)
 			results := s.issueBatch(ctx, sess, frame.Issue)
