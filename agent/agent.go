@@ -45,6 +45,7 @@ type Agent struct {
 	upstream *upstream.Client
 	ring     *keyring.Ring
 	endpoint *endpoint.Server
+	serving  *serving
 	metrics  *metrics
 }
 
@@ -58,6 +59,7 @@ func New(cfg Config) (a *Agent, err error) {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	a = &Agent{cfg: cfg, feed: &roster.Feed{}}
+	a.serving = &serving{agent: a, changed: make(chan struct{}, 1)}
 	if a.lock, err = openDataDir(cfg.DataDir); err != nil {
 		return nil, fmt.Errorf("agent: data directory %s: %w", cfg.DataDir, err)
 	}
@@ -97,13 +99,13 @@ func (a *Agent) build() error {
 	if err != nil {
 		return err
 	}
-	if a.ring, err = keyring.New(keyring.Config{Issuer: a.upstream, Logger: cfg.Logger}); err != nil {
+	if a.ring, err = keyring.New(keyring.Config{Issuer: a.upstream, Logger: cfg.Logger, Changed: a.serving.note}); err != nil {
 		return err
 	}
 	a.endpoint, err = endpoint.New(endpoint.Config{
 		Socket: cfg.Socket, Feed: a.feed, Ring: a.ring, Records: a.spool,
 		Limits: attest.Limits{Connections: cfg.MaxConnections, ConnectionsPerUID: cfg.MaxConnectionsPerUID},
-		Status: a.status, Logger: cfg.Logger,
+		Status: a.status, Logger: cfg.Logger, Changed: a.serving.note,
 	})
 	a.metrics = newMetrics(a)
 	return err
@@ -124,7 +126,7 @@ func (a *Agent) Run(parent context.Context) error {
 		})
 	}
 	run("socket", a.endpoint.Run)
-	run("server", func(ctx context.Context) error { return a.upstream.Run(ctx, a.ring) })
+	run("server", func(ctx context.Context) error { return a.upstream.Run(ctx, a.serving) })
 	run("node credential", a.node.Run)
 	run("keyring", a.ring.Run)
 	run("roster", a.prune)

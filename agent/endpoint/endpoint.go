@@ -45,6 +45,9 @@ type Config struct {
 	Limits  attest.Limits
 	Status  func() *wire.StatusResponse
 	Logger  *slog.Logger
+	// Changed is told that Holdings may have another answer. It must not
+	// block; nil is told nothing.
+	Changed func()
 }
 
 // Server serves the socket. It is safe for concurrent use.
@@ -52,6 +55,9 @@ type Server struct {
 	cfg    Config
 	hashes attest.Hashes
 	peers  *attest.Credentials
+
+	holdings holdings
+
 	panics atomic.Uint64
 	denied atomic.Uint64
 }
@@ -70,7 +76,10 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Socket == "" || cfg.Feed == nil || cfg.Ring == nil || cfg.Records == nil || cfg.Status == nil || cfg.Logger == nil {
 		return nil, errors.New("endpoint: a part of the configuration is missing")
 	}
-	return &Server{cfg: cfg, peers: attest.NewCredentials(cfg.Limits)}, nil
+	if cfg.Changed == nil {
+		cfg.Changed = func() {}
+	}
+	return &Server{cfg: cfg, peers: attest.NewCredentials(cfg.Limits), holdings: holdings{changed: cfg.Changed}}, nil
 }
 
 // Run opens the socket and serves it until ctx ends. Streams that are open

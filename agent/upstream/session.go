@@ -34,6 +34,7 @@ type session struct {
 	done    <-chan struct{} // closed when the stream ends
 	builder *roster.Builder
 	acks    chan uint64
+	told    told
 
 	mu      sync.Mutex // guards what follows
 	next    uint64     // number of the next batch
@@ -72,6 +73,7 @@ func (c *Client) sync(ctx context.Context) error {
 	parts.Go(func() { cancel(s.send(ctx)) })
 	parts.Go(func() { cancel(s.ship(ctx)) })
 	parts.Go(func() { cancel(s.watchRenewal(ctx)) })
+	parts.Go(func() { cancel(s.acknowledgeChanges(ctx)) })
 	err = s.receive(ctx)
 	c.open(nil)
 	err = causeOf(ctx, err)
@@ -162,6 +164,8 @@ func (s *session) take(ctx context.Context, frame *wire.ServerFrame) error {
 		}
 	case *wire.ServerFrame_Checkpoints:
 		s.checkpoints(f.Checkpoints)
+	case *wire.ServerFrame_Reissue:
+		s.client.serving.Reissue(orderOf(f.Reissue), time.Now())
 	case *wire.ServerFrame_Goodbye:
 		return s.goodbye(f.Goodbye)
 	case *wire.ServerFrame_Welcome:
@@ -192,9 +196,7 @@ func (s *session) delta(ctx context.Context, d *wire.Delta) error {
 		return err
 	}
 	c.cfg.Feed.Set(r)
-	return s.put(ctx, &wire.NodeFrame{Frame: &wire.NodeFrame_Ack{Ack: &wire.Ack{
-		Position: r.Position.Wire(), Issuers: c.served(), Clock: time.Now().UnixMilli(),
-	}}})
+	return s.acknowledge(ctx, r)
 }
 
 func (s *session) checkpoints(cs *wire.Checkpoints) {
