@@ -238,7 +238,9 @@ func (s *session) put(ctx context.Context, f *wire.NodeFrame) error {
 	}
 }
 
-// send writes frames until ctx ends.
+// send writes frames until ctx ends. Once one can't be sent the stream is
+// over; Recv has the reason, and must not wait here for its own answers, so
+// what else is handed in goes nowhere.
 func (s *session) send(ctx context.Context) error {
 	for {
 		select {
@@ -246,9 +248,19 @@ func (s *session) send(ctx context.Context) error {
 			return ctx.Err()
 		case f := <-s.out:
 			if err := s.stream.Send(f); err != nil {
-				<-ctx.Done() // Recv has the reason
-				return err
+				return s.discard(ctx, err)
 			}
+		}
+	}
+}
+
+// discard takes frames that go nowhere until ctx ends, and returns err.
+func (s *session) discard(ctx context.Context, err error) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return err
+		case <-s.out:
 		}
 	}
 }
