@@ -429,6 +429,13 @@ func (v *rollover) ask(ctx context.Context, actor string, o rotation.Occurrence,
 		}
 		return status.Error(codes.FailedPrecondition, text)
 	}
+	if err != nil {
+		return err
+	}
+	// What is answered is in force; where that fails the loop tries again.
+	if err := v.server.follow(context.WithoutCancel(ctx), time.Now()); err != nil {
+		v.tell(err.Error())
+	}
 	v.poke()
-	return err
+	return nil
 }
