@@ -39,18 +39,22 @@ type rollover struct {
 	server *Server
 	began  time.Time // of the process, with its monotonic reading
 	wake   chan struct{}
-	stale  atomic.Bool // the store's record was recorded late
-	record atomic.Pointer[rolloverRecord]
+	stale  atomic.Bool                    // the store's record was recorded late
+	record atomic.Pointer[rolloverRecord] // durable and recorded
+	shown  atomic.Pointer[rolloverRecord] // the last one that the server's certificates follow
 
-	mu       sync.Mutex // one step at a time; guards what follows
+	mu       sync.Mutex // one step at a time, however long a key takes; guards what follows
 	modified uint64     // the record's revision in the store
 	cleaned  uint64     // sequence of the record whose remains were destroyed
-	lacking  map[string]time.Time
 	attempts int
+	warned   int // tenths of the root's overdue time that were complained of
 
 	watching sync.Mutex
 	changed  chan struct{} // guarded by watching: closed at the next change
 	fault    string        // guarded by watching: why the last try failed
+
+	looking sync.Mutex
+	lacking map[string]time.Time // guarded by looking: since when each node lacks
 }
 
 func newRollover(s *Server) *rollover {
@@ -61,6 +65,14 @@ func newRollover(s *Server) *rollover {
 // rollover.
 func (v *rollover) current() rolloverRecord {
 	if r := v.record.Load(); r != nil {
+		return *r
+	}
+	return rolloverRecord{}
+}
+
+// inForce returns the record that the server's certificates follow.
+func (v *rollover) inForce() rolloverRecord {
+	if r := v.shown.Load(); r != nil {
 		return *r
 	}
 	return rolloverRecord{}
@@ -178,14 +190,20 @@ func (v *rollover) proceed(ctx context.Context) (time.Time, error) {
 	}
 	for {
 		r := v.current()
-		if !r.known() {
-			return time.Time{}, nil
-		}
-		if err := v.server.follow(ctx, time.Now()); err != nil {
-			return time.Time{}, err
+		if r.known() {
+			if err := v.server.follow(ctx, time.Now()); err != nil {
+				return time.Time{}, err
+			}
 		}
 		if r.State.Phase.Rests() {
-			return time.Time{}, v.clean(ctx, r)
+			if err := v.clean(ctx, r); err != nil {
+				return time.Time{}, err
+			}
+			next, err := v.automatic(ctx, time.Now())
+			if err != nil || !next.IsZero() {
+				return next, err
+			}
+			continue
 		}
 		if r.State.Phase == rotation.Prepared {
 			if err := v.make(ctx, r); err != nil {
@@ -193,7 +211,7 @@ func (v *rollover) proceed(ctx context.Context) (time.Time, error) {
 			}
 			continue
 		}
-		st := v.standing(time.Now())
+		st := v.standing(v.current(), time.Now())
 		if err := v.step(ctx, rotation.Event{Occurrence: rotation.Look, Clean: st.clean()}, st, "", "the gate held", nil); err != nil {
 			return time.Time{}, err
 		}
@@ -236,7 +254,7 @@ func (v *rollover) step(ctx context.Context, e rotation.Event, st standing, acto
 	if err := v.commit(ctx, now, record, actor, detail); err != nil {
 		return err
 	}
-	v.lacking = map[string]time.Time{}
+	v.forgetLacking()
 	v.server.log.Info("rollover of the root", "id", record.ID, "from", r.State.Phase.String(), "to", next.Phase.String(),
 		"acked", st.acked, "live", st.live, "forced", e.Occurrence == rotation.Force, "actions", fmt.Sprint(actions))
 	v.tell("")
@@ -304,7 +322,7 @@ func (v *rollover) make(ctx context.Context, r rolloverRecord) error {
 	if err != nil {
 		return fmt.Errorf("new root: %w", err)
 	}
-	return v.step(ctx, rotation.Event{Occurrence: rotation.Made}, v.standing(now), "", "key and certificates are made", func(r *rolloverRecord) {
+	return v.step(ctx, rotation.Event{Occurrence: rotation.Made}, v.standing(r, now), "", "key and certificates are made", func(r *rolloverRecord) {
 		r.New.DER, r.Cross = cert.Raw, crosses[0].Leaf.Raw
 	})
 }
@@ -312,7 +330,7 @@ func (v *rollover) make(ctx context.Context, r rolloverRecord) error {
 // clean destroys what a rollover that ended leaves behind: the key of the
 // root that counts no more.
 func (v *rollover) clean(ctx context.Context, r rolloverRecord) error {
-	if v.cleaned == r.Sequence {
+	if !r.known() || v.cleaned == r.Sequence {
 		return nil
 	}
 	dead := r.Old
@@ -343,10 +361,19 @@ type started struct {
 func (v *rollover) start(ctx context.Context, actor string, o started, taint bool) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if err := v.startHeld(ctx, actor, o, taint); err != nil {
+		return err
+	}
+	v.followed(ctx)
+	return nil
+}
+
+// startHeld is start for who holds mu.
+func (v *rollover) startHeld(ctx context.Context, actor string, o started, taint bool) error {
 	r := v.current()
 	if !r.State.Phase.Rests() {
 		if taint {
-			return v.step(ctx, rotation.Event{Occurrence: rotation.Taint}, v.standing(time.Now()), actor, "the old root is tainted: "+o.reason, func(*rolloverRecord) {})
+			return v.step(ctx, rotation.Event{Occurrence: rotation.Taint}, v.standing(v.current(), time.Now()), actor, "the old root is tainted: "+o.reason, func(*rolloverRecord) {})
 		}
 		return status.Errorf(codes.FailedPrecondition, "a rollover of the root is under way already: %s, in the phase %s, started %s by %s; see aval rotation status",
 			r.ID, r.State.Phase, firstStep(r).UTC().Format(time.RFC3339), r.Actor)
@@ -362,7 +389,7 @@ func (v *rollover) start(ctx context.Context, actor string, o started, taint boo
 	if taint {
 		occurrence = rotation.Taint
 	}
-	return v.step(ctx, rotation.Event{Occurrence: occurrence}, v.standing(time.Now()), actor, "started: "+o.reason, func(r *rolloverRecord) {
+	return v.step(ctx, rotation.Event{Occurrence: occurrence}, v.standing(v.current(), time.Now()), actor, "started: "+o.reason, func(r *rolloverRecord) {
 		state, steps := r.State, r.Steps[max(0, len(r.Steps)-1):]
 		state.Settle, state.Manual = o.settle, o.manual && !taint
 		sequence := r.Sequence
@@ -404,7 +431,7 @@ func (v *rollover) ask(ctx context.Context, actor string, o rotation.Occurrence,
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	r := v.current()
-	st := v.standing(time.Now())
+	st := v.standing(v.current(), time.Now())
 	if o == rotation.Force && confirm != "" && confirm != r.ID+"/"+r.State.Phase.String() {
 		return status.Errorf(codes.FailedPrecondition, "force: the rollover is %s in the phase %s by now, not %s as it was shown; look at the status again",
 			r.ID, r.State.Phase, clip(confirm, 40))
@@ -414,7 +441,7 @@ func (v *rollover) ask(ctx context.Context, actor string, o rotation.Occurrence,
 		why += ": " + clip(reason, 512)
 	}
 	if o == rotation.Force {
-		why += "; " + st.radius()
+		why += "; " + st.radius(v.server.svidsOf)
 	}
 	var change func(*rolloverRecord)
 	if o == rotation.Abort {
@@ -432,10 +459,15 @@ func (v *rollover) ask(ctx context.Context, actor string, o rotation.Occurrence,
 	if err != nil {
 		return err
 	}
-	// What is answered is in force; where that fails the loop tries again.
+	v.followed(ctx)
+	return nil
+}
+
+// followed puts in force what an operator's step decided, so that the answer
+// is true; where that fails the loop tries again.
+func (v *rollover) followed(ctx context.Context) {
 	if err := v.server.follow(context.WithoutCancel(ctx), time.Now()); err != nil {
 		v.tell(err.Error())
 	}
 	v.poke()
-	return nil
 }

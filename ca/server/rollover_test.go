@@ -448,6 +448,32 @@ func TestHighWaterIsWrittenBeforeALeafExceedsIt(t *testing.T) {
 	}
 }
 
+func TestARootIsRolledOverByItselfAtTwoThirdsOfItsLife(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(shortDir(t))
+	cfg.RootTTL, cfg.IntermediateTTL, cfg.NodeTTL = 6*time.Second, 5*time.Second, 2*time.Second
+	cfg.MaxTTL, cfg.ServerTTL = 2*time.Second, 2*time.Second
+	r := start(t, cfg)
+	first := r.trust.Load().rootCert
+	st := r.awaits(t, "a rollover begins", func(s *wire.RotationState) bool { return s.GetPhase() != "idle" })
+	if now, due := time.Now(), first.NotAfter.Add(-2*time.Second); now.Before(due) {
+		t.Errorf("it began %v before it was due", due.Sub(now))
+	}
+	if st.GetStartedBy() != automaticActor {
+		t.Fatalf("state %v", st)
+	}
+}
+
+func TestAnOverdueRootIsToldAtEachTenth(t *testing.T) {
+	began := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	end := began.Add(10 * time.Hour)
+	for at, want := range map[time.Duration]int{-time.Hour: 0, 0: 1, time.Hour: 2, 90 * time.Minute: 2, 9*time.Hour + time.Minute: 10, 30 * time.Hour: 10} {
+		if got, _ := overdue(began, end, began.Add(at)); got != want {
+			t.Errorf("%v after it was due: %d tenths, want %d", at, got, want)
+		}
+	}
+}
+
 func FuzzRolloverRecord(f *testing.F) {
 	f.Add([]byte(`{"id":"a","sequence":1,"state":{"phase":"published"},"old":{"key":"k"},"new":{"key":"n"}}`))
 	f.Add([]byte(`{"state":{"phase":"gone"}}`))

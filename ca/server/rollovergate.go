@@ -48,8 +48,7 @@ type holder struct {
 	presence presence
 	lacks    string
 	since    time.Time
-	until    time.Time // when all that it was issued has ended
-	svids    []string  // that are live on it
+	until    time.Time // of a silent one: when all that it was issued has ended
 }
 
 // standing is how the fleet stands to the next step.
@@ -75,18 +74,25 @@ func (s standing) names(n int) []string {
 	return out
 }
 
-// breaks says what forcing the next step would break, by name.
-func (s standing) breaks() []string {
+// maxShown bounds the nodes that an answer names.
+const maxShown = 1000
+
+// breaks says what forcing the next step would break, by name. Svids gives
+// the workloads whose leaves a node may hold.
+func (s standing) breaks(svids func(ca.Node) []string) []string {
 	var out []string
-	for _, h := range s.holders {
+	for i, h := range s.holders {
+		if i == maxShown {
+			return append(out, fmt.Sprintf("and %d more nodes", len(s.holders)-i))
+		}
 		switch s.phase {
 		case rotation.Published:
 			text := "node " + h.node.Name + " may hold the old root alone: what runs there takes the new root's leaves only from peers that present the cross-certificate"
 			out = append(out, text)
 		case rotation.Active, rotation.Retiring:
 			text := "node " + h.node.Name + " may serve leaves of the old root, which peers refuse once that is removed"
-			if len(h.svids) > 0 {
-				text += ": " + strings.Join(h.svids[:min(len(h.svids), 32)], ", ")
+			if ids := svids(h.node); len(ids) > 0 {
+				text += ": " + strings.Join(ids[:min(len(ids), 32)], ", ")
 			}
 			out = append(out, text)
 		}
@@ -95,17 +101,25 @@ func (s standing) breaks() []string {
 }
 
 // radius words what a forced step breaks, for the record.
-func (s standing) radius() string {
-	b := s.breaks()
+func (s standing) radius(svids func(ca.Node) []string) string {
+	b := s.breaks(svids)
 	if len(b) == 0 {
 		return "nothing live stood in the way"
 	}
 	return fmt.Sprintf("%d of %d nodes had not followed: %s", len(s.holders), s.live, strings.Join(b, "; "))
 }
 
-// standing looks at every node. The caller holds mu.
-func (v *rollover) standing(now time.Time) standing {
-	r := v.current()
+// forgetLacking begins a phase: nobody lacks for it yet.
+func (v *rollover) forgetLacking() {
+	v.looking.Lock()
+	defer v.looking.Unlock()
+	clear(v.lacking)
+}
+
+// standing looks at every node, as it stands to the next step of a record.
+func (v *rollover) standing(r rolloverRecord, now time.Time) standing {
+	v.looking.Lock()
+	defer v.looking.Unlock()
 	st := standing{phase: r.State.Phase}
 	if r.State.Phase.Rests() || r.State.Phase == rotation.Prepared {
 		return st
@@ -122,24 +136,25 @@ func (v *rollover) standing(now time.Time) standing {
 		}
 		p := s.sessions.of(node.Name)
 		lacks := lackOf(r.State, p, wanted, old)
-		until, svids := s.exposure(node, now)
 		if lacks == "" {
 			delete(v.lacking, node.Name)
 			st.acked++
 			st.live++
 			continue
 		}
-		if !p.connected && (clock.After(until) || !mark.IsZero() && clock.After(mark)) {
-			continue // all that it holds has ended
+		var until time.Time
+		if !p.connected {
+			until, _ = s.exposure(node, now)
+			if clock.After(until) || !mark.IsZero() && clock.After(mark) {
+				continue // all that it holds has ended
+			}
+			st.until = sooner(st.until, until.Add(time.Second))
 		}
 		st.live++
 		if v.lacking[node.Name].IsZero() {
 			v.lacking[node.Name] = now
 		}
-		st.holders = append(st.holders, holder{node: node, presence: p, lacks: lacks, since: v.lacking[node.Name], until: until, svids: svids})
-		if !p.connected {
-			st.until = sooner(st.until, until.Add(time.Second))
-		}
+		st.holders = append(st.holders, holder{node: node, presence: p, lacks: lacks, since: v.lacking[node.Name], until: until})
 	}
 	return st
 }
@@ -182,4 +197,10 @@ func (s *Server) exposure(node ca.Node, now time.Time) (until time.Time, ids []s
 		}
 	}
 	return until, ids
+}
+
+// svidsOf returns the workloads whose live SVIDs a node may hold.
+func (s *Server) svidsOf(node ca.Node) []string {
+	_, ids := s.exposure(node, time.Now())
+	return ids
 }

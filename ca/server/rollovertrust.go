@@ -32,6 +32,7 @@ func (s *Server) follow(ctx context.Context, now time.Time) error {
 	} else {
 		s.orders.drop(rolloverOrder)
 	}
+	s.rollover.shown.Store(&r)
 	return nil
 }
 

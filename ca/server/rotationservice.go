@@ -120,9 +120,8 @@ func (s *Server) rotationState(target, name string) (*wire.RotationState, error)
 
 // state prints the rollover at a moment.
 func (v *rollover) state(now time.Time) *wire.RotationState {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	r, st := v.current(), v.standing(now)
+	r := v.inForce()
+	st := v.standing(r, now)
 	out := &wire.RotationState{
 		Target: targetRoot, Id: r.ID, Phase: r.State.Phase.String(), Emergency: r.State.Emergency, Manual: r.State.Manual,
 		Settle: r.State.Settle.Milliseconds(), StartedBy: r.Actor, Reason: r.Reason, OldHash: r.Old.hash(), NewHash: r.New.hash(),
@@ -140,10 +139,10 @@ func (v *rollover) state(now time.Time) *wire.RotationState {
 		out.Steps = append(out.Steps, &wire.RotationStep{Phase: s.Phase.String(), At: s.At.UnixMilli(),
 			Acked: uint32(s.Acked), Live: uint32(s.Live), Forced: s.Forced, Actor: s.Actor})
 	}
-	for _, h := range st.holders {
+	for _, h := range st.holders[:min(len(st.holders), maxShown)] {
 		out.Holders = append(out.Holders, holderState(h))
 	}
-	out.Breaks = st.breaks()
+	out.Breaks = st.breaks(v.server.svidsOf)
 	v.addNext(out, r, st, now)
 	return out
 }

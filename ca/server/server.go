@@ -234,6 +234,7 @@ func (s *Server) prepare(ctx context.Context) error {
 	if err := s.establish(ctx, now); err != nil {
 		return err
 	}
+	s.rollover.shown.Store(s.rollover.record.Load())
 	err := readSince(s.authorityLog, now.Add(-s.cfg.MaxTTL), func(e audit.Event) bool {
 		s.live.add(e, now)
 		return true
