@@ -48,6 +48,7 @@ type Agent struct {
 	upstream  *upstream.Client
 	ring      *keyring.Ring
 	endpoint  *endpoint.Server
+	serving   *serving
 	metrics   *metrics
 }
 
@@ -61,6 +62,7 @@ func New(cfg Config) (a *Agent, err error) {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	a = &Agent{cfg: cfg, feed: &roster.Feed{}, directory: directory.New(time.Now())}
+	a.serving = &serving{agent: a, changed: make(chan struct{}, 1)}
 	if a.lock, err = openDataDir(cfg.DataDir); err != nil {
 		return nil, fmt.Errorf("agent: data directory %s: %w", cfg.DataDir, err)
 	}
@@ -100,13 +102,13 @@ func (a *Agent) build() error {
 	if err != nil {
 		return err
 	}
-	if a.ring, err = keyring.New(keyring.Config{Issuer: a.upstream, Logger: cfg.Logger}); err != nil {
+	if a.ring, err = keyring.New(keyring.Config{Issuer: a.upstream, Logger: cfg.Logger, Changed: a.serving.note}); err != nil {
 		return err
 	}
 	a.endpoint, err = endpoint.New(endpoint.Config{
 		Socket: cfg.Socket, Feed: a.feed, Ring: a.ring, Records: a.spool, Directory: a.directory,
 		Limits: attest.Limits{Connections: cfg.MaxConnections, ConnectionsPerUID: cfg.MaxConnectionsPerUID},
-		Status: a.status, Logger: cfg.Logger, LookEvery: cfg.LookEvery,
+		Status: a.status, Logger: cfg.Logger, LookEvery: cfg.LookEvery, Changed: a.serving.note,
 	})
 	a.metrics = newMetrics(a)
 	return err
@@ -127,7 +129,7 @@ func (a *Agent) Run(parent context.Context) error {
 		})
 	}
 	run("socket", a.endpoint.Run)
-	run("server", func(ctx context.Context) error { return a.upstream.Run(ctx, a.ring) })
+	run("server", func(ctx context.Context) error { return a.upstream.Run(ctx, a.serving) })
 	run("node credential", a.node.Run)
 	run("keyring", a.ring.Run)
 	run("roster", a.prune)

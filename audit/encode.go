@@ -48,6 +48,7 @@ func appendFields(dst []byte, e *Event) []byte {
 	w.text(`,"document_sha256":`, e.DocumentSHA256)
 	w.number(`,"revision":`, e.Revision)
 	w.number(`,"epoch":`, e.Epoch)
+	w.text(`,"rollover":`, e.Rollover)
 	w.text(`,"detail":`, e.Detail)
 	return appendConnection(w, e)
 }

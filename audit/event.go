@@ -47,6 +47,7 @@ type Event struct {
 	DocumentSHA256 string `json:"document_sha256,omitempty"` // hex SHA-256 of the stored document
 	Revision       uint64 `json:"revision,omitempty"`        // store revision of the change
 	Epoch          uint64 `json:"epoch,omitempty"`           // store epoch of the change
+	Rollover       string `json:"rollover,omitempty"`        // the state that a rotation's step led to, as JSON text
 	Detail         string `json:"detail,omitempty"`          // one line for a person; never a secret
 
 	// Connections.

@@ -21,6 +21,7 @@ const (
 	KindDocumentDeleted  Kind = "document_deleted"  // a document was removed
 	KindAuthorityCreated Kind = "authority_created" // a root or an intermediate came into being
 	KindAuthorityRenewed Kind = "authority_renewed" // an intermediate was replaced in time
+	KindRotation         Kind = "rotation"          // a rotation went one step, or was forced
 	KindRefused          Kind = "refused"           // the authority said no: bad token, bad CSR, ID not allowed
 	KindServerStarted    Kind = "server_started"    // a server opened its log
 	KindStoreRestored    Kind = "store_restored"    // the store was replaced by a backup
@@ -40,7 +41,7 @@ func Kinds() []Kind {
 	return []Kind{
 		KindIssuance, KindNodeAttested, KindNodeRenewed, KindNodeEvicted, KindTokenCreated,
 		KindDocumentApplied, KindDocumentDeleted, KindAuthorityCreated, KindAuthorityRenewed,
-		KindRefused, KindServerStarted, KindStoreRestored, KindBackup, KindSession, KindIssuerKeys,
+		KindRotation, KindRefused, KindServerStarted, KindStoreRestored, KindBackup, KindSession, KindIssuerKeys,
 		KindConnection, KindConnectionClosed, KindRequest, KindLoss,
 	}
 }
@@ -63,7 +64,7 @@ func (k Kind) Reported() bool {
 func (k Kind) administrative() bool {
 	switch k {
 	case KindNodeEvicted, KindTokenCreated, KindDocumentApplied, KindDocumentDeleted,
-		KindAuthorityCreated, KindAuthorityRenewed, KindServerStarted, KindStoreRestored,
+		KindAuthorityCreated, KindAuthorityRenewed, KindRotation, KindServerStarted, KindStoreRestored,
 		KindBackup, KindLoss:
 		return true
 	default:

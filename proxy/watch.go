@@ -94,6 +94,8 @@ func (p *Proxy) watchOnce(ctx context.Context, client wire.ProxyClient, wanted i
 	stream, err := client.Watch(ctx, &wire.WatchRequest{
 		Identity:  wanted.String(),
 		Evaluator: policy.EvaluatorVersion,
+
+		Acknowledges: true,
 	})
 	if err != nil {
 		return false, err
@@ -110,13 +112,30 @@ func (p *Proxy) watchOnce(ctx context.Context, client wire.ProxyClient, wanted i
 		silence.Stop()
 		got = true
 		p.connected.Store(true)
-		p.take(snap, time.Now())
+		if p.take(snap, time.Now()) {
+			p.acknowledge(ctx, client, snap.GetTag())
+		}
+	}
+}
+
+// ackTimeout bounds the call that acknowledges a snapshot.
+const ackTimeout = 5 * time.Second
+
+// acknowledge tells the agent that a snapshot is in use and nothing older. A
+// rollover of authorities waits for that; nothing of this proxy does.
+func (p *Proxy) acknowledge(ctx context.Context, client wire.ProxyClient, tag uint64) {
+	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+	defer cancel()
+	_, err := client.Took(ctx, &wire.TookRequest{Tag: tag})
+	if err != nil && ctx.Err() == nil && status.Code(err) != codes.Unimplemented {
+		p.log.Warn("the agent did not take an acknowledgement", "error", err)
 	}
 }
 
 // take swaps in the snapshot, or keeps what is in force where it cannot be
-// used, and applies changed policies to open connections.
-func (p *Proxy) take(snap *wire.Snapshot, now time.Time) {
+// used, and applies changed policies to open connections. It reports whether
+// the snapshot is in force.
+func (p *Proxy) take(snap *wire.Snapshot, now time.Time) bool {
 	prev := p.state.Load()
 	next, err := newState(snap, p.cfg.Identity, prev, now)
 	if err != nil {
@@ -124,7 +143,7 @@ func (p *Proxy) take(snap *wire.Snapshot, now time.Time) {
 		p.metrics.snapshots.WithLabelValues("refused").Inc()
 		text := brief(err.Error())
 		p.fault.Store(&text)
-		return
+		return false
 	}
 	p.state.Store(next)
 	p.fault.Store(nil)
@@ -147,4 +166,5 @@ func (p *Proxy) take(snap *wire.Snapshot, now time.Time) {
 	} else if changed {
 		p.reconsider(next)
 	}
+	return true
 }

@@ -52,6 +52,9 @@ type Config struct {
 	LookEvery time.Duration
 	// Directory is this node's part in the registry of endpoints.
 	Directory *directory.Directory
+	// Changed is told that Holdings may have another answer. It must not
+	// block; nil is told nothing.
+	Changed func()
 }
 
 // Server serves the socket. It is safe for concurrent use.
@@ -59,6 +62,9 @@ type Server struct {
 	cfg    Config
 	hashes attest.Hashes
 	peers  *attest.Credentials
+
+	holdings holdings
+
 	panics atomic.Uint64
 	denied atomic.Uint64
 
@@ -85,7 +91,10 @@ func New(cfg Config) (*Server, error) {
 	if cfg.LookEvery <= 0 {
 		cfg.LookEvery = 5 * time.Second
 	}
-	return &Server{cfg: cfg, peers: attest.NewCredentials(cfg.Limits)}, nil
+	if cfg.Changed == nil {
+		cfg.Changed = func() {}
+	}
+	return &Server{cfg: cfg, peers: attest.NewCredentials(cfg.Limits), holdings: holdings{changed: cfg.Changed}}, nil
 }
 
 // Run opens the socket and serves it until ctx ends. Streams that are open

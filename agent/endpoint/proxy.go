@@ -44,6 +44,9 @@ func (p *proxies) Watch(req *wire.WatchRequest, stream wire.Proxy_WatchServer) e
 		return err
 	}
 	var last [32]byte
+	w := &watcher{acks: req.GetAcknowledges()}
+	p.s.holdings.open(w)
+	defer p.s.holdings.close(w)
 	return p.s.follow(stream.Context(), follower{
 		keys: true,
 		choose: func(matches []*roster.Registration) ([]*roster.Registration, error) {
@@ -58,9 +61,24 @@ func (p *proxies) Watch(req *wire.WatchRequest, stream wire.Proxy_WatchServer) e
 			// The position moves with every change anywhere; it is no news.
 			content := proto.CloneOf(snap)
 			content.Position = nil
-			return pushNew(&last, content, check, func() error { return stream.Send(snap) })
+			return pushNew(&last, content, check, func() error {
+				snap.Tag = p.s.holdings.next(w, m.svids[0], m.roster.Bundle)
+				return stream.Send(snap)
+			})
 		},
 	})
+}
+
+// Took notes that the calling proxy uses a snapshot, and nothing older.
+func (p *proxies) Took(ctx context.Context, req *wire.TookRequest) (*wire.TookResponse, error) {
+	who, err := caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !p.s.holdings.took(req.GetTag(), func(id string) bool { return id == who.Watched() }) {
+		return nil, status.Errorf(codes.NotFound, "no snapshot %d is on its way on this connection", req.GetTag())
+	}
+	return &wire.TookResponse{}, nil
 }
 
 // pick returns the one registration that gives the wanted identity, or the

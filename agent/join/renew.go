@@ -95,3 +95,16 @@ func (n *Node) next() time.Time {
 	defer n.mu.Unlock()
 	return n.due
 }
+
+// RenewAt makes the credential due at a time, unless it is due before.
+func (n *Node) RenewAt(at time.Time) {
+	n.mu.Lock()
+	if at.Before(n.due) {
+		n.due = at
+	}
+	n.mu.Unlock()
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}

@@ -80,6 +80,9 @@ func SubjectOf(r identity.Registration) Subject {
 type Config struct {
 	Issuer Issuer       // required
 	Logger *slog.Logger // nil discards
+	// Changed is told that Issuers may have another answer. It must not
+	// block; nil is told nothing.
+	Changed func()
 }
 
 // Ring holds SVIDs by subject. It is safe for concurrent use.
@@ -87,6 +90,7 @@ type Ring struct {
 	issuer  Issuer
 	logger  *slog.Logger
 	wake    chan struct{}
+	changed func()
 	flights sync.WaitGroup
 	counts  counts
 
@@ -116,8 +120,11 @@ func New(cfg Config) (*Ring, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Changed == nil {
+		cfg.Changed = func() {}
+	}
 	return &Ring{
-		issuer: cfg.Issuer, logger: cfg.Logger,
+		issuer: cfg.Issuer, logger: cfg.Logger, changed: cfg.Changed,
 		wake: make(chan struct{}, 1), entries: make(map[Subject]*entry),
 	}, nil
 }
@@ -165,13 +172,13 @@ func (r *Ring) Reconnected() {
 }
 
 // Issuers returns the subject key identifiers (hex) of the authorities that
-// signed what is held, in order.
-func (r *Ring) Issuers() []string {
+// signed what is held and valid at now, in order.
+func (r *Ring) Issuers(now time.Time) []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	set := make(map[string]bool)
 	for _, e := range r.entries {
-		if !e.svid.IsZero() {
+		if !e.svid.IsZero() && now.Before(e.svid.NotAfter()) {
 			set[hex.EncodeToString(e.svid.Leaf().AuthorityKeyId)] = true
 		}
 	}
@@ -233,6 +240,7 @@ func (r *Ring) collect(now time.Time) (batch []*entry, next time.Time) {
 // on is lost with it.
 func (r *Ring) drop(e *entry) {
 	delete(r.entries, e.subject)
+	r.changed()
 	for l := range e.leases {
 		l.poke()
 	}
@@ -281,4 +289,5 @@ func (r *Ring) settle(ctx context.Context, batch []*entry, outcomes []outcome, n
 	for l := range told {
 		l.poke()
 	}
+	r.changed()
 }

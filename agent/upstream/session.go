@@ -34,6 +34,7 @@ type session struct {
 	done    <-chan struct{} // closed when the stream ends
 	builder *roster.Builder
 	acks    chan uint64
+	told    told
 
 	registry bool // the server keeps the registry of endpoints
 
@@ -75,6 +76,7 @@ func (c *Client) sync(ctx context.Context) error {
 	parts.Go(func() { cancel(s.ship(ctx)) })
 	parts.Go(func() { cancel(s.report(ctx)) })
 	parts.Go(func() { cancel(s.watchRenewal(ctx)) })
+	parts.Go(func() { cancel(s.acknowledgeChanges(ctx)) })
 	err = s.receive(ctx)
 	c.open(nil)
 	err = causeOf(ctx, err)
@@ -169,6 +171,8 @@ func (s *session) take(ctx context.Context, frame *wire.ServerFrame) error {
 		s.checkpoints(f.Checkpoints)
 	case *wire.ServerFrame_Endpoints:
 		s.endpoints(f.Endpoints)
+	case *wire.ServerFrame_Reissue:
+		s.client.serving.Reissue(orderOf(f.Reissue), time.Now())
 	case *wire.ServerFrame_Goodbye:
 		return s.goodbye(f.Goodbye)
 	case *wire.ServerFrame_Welcome:
@@ -199,9 +203,7 @@ func (s *session) delta(ctx context.Context, d *wire.Delta) error {
 		return err
 	}
 	c.cfg.Feed.Set(r)
-	return s.put(ctx, &wire.NodeFrame{Frame: &wire.NodeFrame_Ack{Ack: &wire.Ack{
-		Position: r.Position.Wire(), Issuers: c.served(), Clock: time.Now().UnixMilli(),
-	}}})
+	return s.acknowledge(ctx, r)
 }
 
 func (s *session) checkpoints(cs *wire.Checkpoints) {
@@ -243,7 +245,9 @@ func (s *session) put(ctx context.Context, f *wire.NodeFrame) error {
 	}
 }
 
-// send writes frames until ctx ends.
+// send writes frames until ctx ends. Once one can't be sent the stream is
+// over; Recv has the reason, and must not wait here for its own answers, so
+// what else is handed in goes nowhere.
 func (s *session) send(ctx context.Context) error {
 	for {
 		select {
@@ -251,9 +255,19 @@ func (s *session) send(ctx context.Context) error {
 			return ctx.Err()
 		case f := <-s.out:
 			if err := s.stream.Send(f); err != nil {
-				<-ctx.Done() // Recv has the reason
-				return err
+				return s.discard(ctx, err)
 			}
+		}
+	}
+}
+
+// discard takes frames that go nowhere until ctx ends, and returns err.
+func (s *session) discard(ctx context.Context, err error) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return err
+		case <-s.out:
 		}
 	}
 }

@@ -33,11 +33,22 @@ const (
 	maxSkew = 30 * time.Second
 )
 
-// Issuers names the authorities whose leaves are still served, for the
-// acknowledgements that a rollover of authorities waits for.
-type Issuers interface {
-	// Issuers returns subject key identifiers in hex.
-	Issuers() []string
+// Served is what this node serves, as acknowledgements tell it to the server:
+// a rollover of authorities waits for it.
+type Served struct {
+	Issuers []string   // subject key identifiers (hex) of the issuers of what is served
+	Bundles [][32]byte // hashes of the own trust domain's bundles in use
+	Lagging []string   // SPIFFE IDs of proxies that are behind
+}
+
+// Serving is the rest of the agent, as the stream needs it.
+type Serving interface {
+	// Served says what is served under a roster.
+	Served(r *roster.Roster, now time.Time) Served
+	// Changed receives when Served may have another answer.
+	Changed() <-chan struct{}
+	// Reissue has credentials issued anew.
+	Reissue(o keyring.Order, now time.Time)
 	// Reconnected is called when the server can be asked again.
 	Reconnected()
 }
@@ -60,7 +71,7 @@ type Client struct {
 	cfg Config
 
 	mu      sync.Mutex // guards what follows
-	issuers Issuers
+	serving Serving
 	session *session      // nil while there is none
 	opened  chan struct{} // closed when a session opens; nil while nobody waits
 	status  Status
@@ -86,21 +97,21 @@ func New(cfg Config) (*Client, error) {
 	return &Client{cfg: cfg}, nil
 }
 
-// serve names who is told about reconnections and asked for issuers.
-func (c *Client) serve(i Issuers) {
+// serve names who is told about reconnections and asked for what is served.
+func (c *Client) serve(s Serving) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.issuers = i
+	c.serving = s
 }
 
 // Run attests the node where that is needed and keeps a stream to the server
 // until ctx ends, or until the server's answer is final: then the error is a
-// *join.Refused. Issuers may be nil.
-func (c *Client) Run(ctx context.Context, issuers Issuers) error {
-	c.serve(issuers)
+// *join.Refused.
+func (c *Client) Run(ctx context.Context, serving Serving) error {
+	c.serve(serving)
 	for attempt := 0; ; attempt++ {
 		began := time.Now()
-		err := c.once(ctx)
+		err := c.once(ctx, attempt)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -127,11 +138,16 @@ func (c *Client) Run(ctx context.Context, issuers Issuers) error {
 	}
 }
 
+// attestAfter is how many failures in a row make the node attest again: a
+// server that refuses its certificate in the handshake can't say so, as one
+// does whose root was replaced while this node was away.
+const attestAfter = 3
+
 // once attests if need be and keeps one stream. A stream that the server
 // refuses is answered by attesting again, whose refusal is final.
-func (c *Client) once(ctx context.Context) error {
+func (c *Client) once(ctx context.Context, attempt int) error {
 	node := c.cfg.Node
-	if !node.Valid(time.Now()) {
+	if !node.Valid(time.Now()) || attempt%attestAfter == attestAfter-1 {
 		if err := node.Attest(ctx); err != nil {
 			return err
 		}
@@ -192,10 +208,10 @@ func (c *Client) open(s *session) {
 		close(c.opened)
 		c.opened = nil
 	}
-	issuers := c.issuers
+	serving := c.serving
 	c.mu.Unlock()
-	if s != nil && issuers != nil {
-		issuers.Reconnected()
+	if s != nil {
+		serving.Reconnected()
 	}
 }
 
@@ -217,16 +233,6 @@ func (c *Client) heard(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.status.LastContact = now
-}
-
-func (c *Client) served() []string {
-	c.mu.Lock()
-	i := c.issuers
-	c.mu.Unlock()
-	if i == nil {
-		return nil
-	}
-	return i.Issuers()
 }
 
 // goodbye is the server's announced end of a stream.

@@ -4,6 +4,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -34,11 +35,16 @@ const (
 // trust is the server's certificates of one moment. It is immutable and
 // swapped whole.
 type trust struct {
-	root         *ca.Authority
+	root         *ca.Authority // that issues
 	rootCert     *x509.Certificate
+	rootKey      string // KMS URI
 	bundle       identity.Bundle
+	above        []*x509.Certificate // what every chain carries above the intermediate: the cross-certificate of a rollover
+	tail         []*x509.Certificate // what the server's own chain carries above that: roots to pin
 	intermediate *ca.Authority
-	creds        *identity.Credentials // the server's SVID: leaf, intermediate, root
+	creds        *identity.Credentials // the server's SVID: leaf, intermediate, above, tail
+
+	sequence uint64 // of the rollover's record that this follows from
 
 	// When the two are due, with the jitter drawn once.
 	intermediateDue, serverDue time.Time
@@ -109,17 +115,15 @@ func readRoot(cfg Config, now time.Time) (*x509.Certificate, error) {
 	return root, nil
 }
 
-// establish finds or makes the root, the intermediate and the server's SVID.
+// establish finds or makes the root, the intermediate and the server's SVID,
+// and puts them in force.
 func (s *Server) establish(ctx context.Context, now time.Time) error {
-	root, rootCert, err := s.establishRoot(ctx, now)
+	s.trusting.Lock()
+	defer s.trusting.Unlock()
+	t, err := s.establishRoots(ctx, now)
 	if err != nil {
 		return err
 	}
-	bundle, err := identity.NewBundle(s.cfg.TrustDomain, []*x509.Certificate{rootCert})
-	if err != nil {
-		return err
-	}
-	t := &trust{root: root, rootCert: rootCert, bundle: bundle}
 	found, err := s.loadIntermediate(t, now)
 	if err != nil {
 		return err
@@ -143,34 +147,79 @@ func (t *trust) setIntermediate(a *ca.Authority) {
 	t.intermediateDue = rotation.Due(c.issued(), c.cert.NotAfter, rotation.Jitter())
 }
 
-func (s *Server) establishRoot(ctx context.Context, now time.Time) (*ca.Authority, *x509.Certificate, error) {
+// establishRoots finds the roots of the moment: those of the rollover's record
+// where there ever was a rollover, and else the one of the data directory,
+// which the first start makes.
+func (s *Server) establishRoots(ctx context.Context, now time.Time) (*trust, error) {
+	if r := s.rollover.current(); r.known() {
+		return s.rootsOfRecord(ctx, r, now)
+	}
+	root, cert, uri, err := s.establishRoot(ctx, now)
+	if err != nil {
+		return nil, err
+	}
+	bundle, err := identity.NewBundle(s.cfg.TrustDomain, []*x509.Certificate{cert})
+	if err != nil {
+		return nil, err
+	}
+	return &trust{root: root, rootCert: cert, rootKey: uri, bundle: bundle, tail: []*x509.Certificate{cert}}, nil
+}
+
+func (s *Server) establishRoot(ctx context.Context, now time.Time) (*ca.Authority, *x509.Certificate, string, error) {
 	cert, err := readRoot(s.cfg, now)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, "", err
 	}
-	uri := s.cfg.RootKey
-	if uri == "" {
-		uri = keys.FileURI(filepath.Join(s.cfg.DataDir, keysDir, rootKeyFile))
-	}
-	var key crypto.Signer
-	if cert != nil {
-		key, err = keys.Open(ctx, uri)
-	} else {
-		key, _, err = keys.OpenOrCreate(ctx, uri)
-	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("root: %w", err)
-	}
+	uri := s.rootKeyURI(ctx, cert)
 	if cert == nil {
-		if cert, err = s.makeRoot(ctx, key, now); err != nil {
-			return nil, nil, err
+		key, _, err := keys.OpenOrCreate(ctx, uri)
+		if err != nil {
+			return nil, nil, "", fmt.Errorf("root: %w", err)
 		}
+		if cert, err = s.makeRoot(ctx, key, now); err != nil {
+			return nil, nil, "", err
+		}
+	}
+	root, err := s.openRoot(ctx, cert, uri, now)
+	return root, cert, uri, err
+}
+
+// rootKeyURI is where the key of the root is that no record tells of: where
+// the settings say, or in the data directory, where a rollover may have left
+// it under a name of its own.
+func (s *Server) rootKeyURI(ctx context.Context, cert *x509.Certificate) string {
+	if s.cfg.RootKey != "" {
+		return s.cfg.RootKey
+	}
+	dir := filepath.Join(s.cfg.DataDir, keysDir)
+	first := keys.FileURI(filepath.Join(dir, rootKeyFile))
+	if cert == nil {
+		return first
+	}
+	others, _ := filepath.Glob(filepath.Join(dir, "root-*.key")) // the pattern is good
+	for _, path := range others {
+		uri := keys.FileURI(path)
+		if key, err := keys.Open(ctx, uri); err == nil {
+			if pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); ok && pub.Equal(cert.PublicKey) {
+				return uri
+			}
+		}
+	}
+	return first
+}
+
+// openRoot opens a root's key and makes the authority of it. It is the one
+// place where the key of a root is opened to sign.
+func (s *Server) openRoot(ctx context.Context, cert *x509.Certificate, uri string, now time.Time) (*ca.Authority, error) {
+	key, err := keys.Open(ctx, uri)
+	if err != nil {
+		return nil, fmt.Errorf("root: %w", err)
 	}
 	root, err := ca.NewRoot(s.cfg.TrustDomain, cert, key, now)
 	if err != nil {
-		return nil, nil, fmt.Errorf("root %s: %w", s.rootPath(), err)
+		return nil, fmt.Errorf("root %s: %w", s.rootPath(), err)
 	}
-	return root, cert, nil
+	return root, nil
 }
 
 func (s *Server) makeRoot(ctx context.Context, key crypto.Signer, now time.Time) (*x509.Certificate, error) {
@@ -221,7 +270,11 @@ func (s *Server) loadIntermediate(t *trust, now time.Time) (*ca.Authority, error
 		s.log.Warn("the clock was set back since the intermediate was made; a new one is made", "not_before", chain[0].NotBefore)
 		return nil, nil
 	}
-	a, err := ca.NewAuthority(s.cfg.TrustDomain, chain, t.rootCert, key, s.profiles(), now)
+	if !bytes.Equal(chain[0].AuthorityKeyId, t.rootCert.SubjectKeyId) && s.rollover.current().known() {
+		s.log.Info("the intermediate is of another root; a new one is made", "ski", fmt.Sprintf("%x", chain[0].SubjectKeyId))
+		return nil, nil
+	}
+	a, err := ca.NewAuthority(s.cfg.TrustDomain, append(chain, t.above...), t.rootCert, key, s.profiles(), now)
 	if err != nil {
 		return nil, fmt.Errorf("intermediate %s: %w", path, err)
 	}
@@ -252,11 +305,11 @@ func (s *Server) makeIntermediate(ctx context.Context, t *trust, now time.Time, 
 		return nil, fmt.Errorf("intermediate: %w", err)
 	}
 	s.log.Info("intermediate made", "ski", fmt.Sprintf("%x", chain[0].SubjectKeyId), "not_after", chain[0].NotAfter)
-	return ca.NewAuthority(s.cfg.TrustDomain, chain, t.rootCert, key, s.profiles(), now)
+	return ca.NewAuthority(s.cfg.TrustDomain, append(chain, t.above...), t.rootCert, key, s.profiles(), now)
 }
 
 // withServerSVID returns t with a new SVID of the server's own. Its chain
-// includes the root, so that a joiner who pins the root's hash can verify it.
+// includes the roots, so that a joiner who pins a root's hash can verify it.
 func (s *Server) withServerSVID(ctx context.Context, t *trust, now time.Time) (*trust, error) {
 	entitled, err := ca.ServerSelf(s.cfg.TrustDomain, s.cfg.Name)
 	if err != nil {
@@ -270,6 +323,9 @@ func (s *Server) withServerSVID(ctx context.Context, t *trust, now time.Time) (*
 	if err != nil {
 		return nil, fmt.Errorf("server SVID: %w", err)
 	}
+	if err := s.marks.reach(ctx, t.intermediate, now, s.cfg.ServerTTL); err != nil {
+		return nil, fmt.Errorf("server SVID: %w", err)
+	}
 	result := s.issuer.Issue(ctx, now, t.intermediate, []ca.Request{{Entitlement: entitled, CSR: csr}})[0]
 	if result.Err != nil {
 		return nil, fmt.Errorf("server SVID: %w", result.Err)
@@ -278,14 +334,14 @@ func (s *Server) withServerSVID(ctx context.Context, t *trust, now time.Time) (*
 	if err != nil {
 		return nil, fmt.Errorf("server SVID: %w", err)
 	}
-	svid, err := identity.NewSVID(append(chain, t.rootCert), key, result.IssuedAt)
+	svid, err := identity.NewSVID(append(chain, t.tail...), key, result.IssuedAt)
 	if err != nil {
 		return nil, fmt.Errorf("server SVID: %w", err)
 	}
 	s.metrics.issued.WithLabelValues(roleServer).Inc()
 	var generation uint64 = 1
-	if t.creds != nil {
-		generation = t.creds.Generation + 1
+	if held := s.Credentials(); held != nil {
+		generation = held.Generation + 1
 	}
 	next := *t
 	next.creds = identity.NewCredentials(svid, generation, t.bundle)
@@ -315,6 +371,8 @@ type keeper struct {
 // Renew renews what is due at now and returns when to look again.
 func (k *keeper) Renew(ctx context.Context, now time.Time) time.Time {
 	s := k.server
+	s.trusting.Lock()
+	defer s.trusting.Unlock()
 	t := *s.trust.Load()
 	err := func() error {
 		if !now.Before(t.intermediateDue) || setBack(t.intermediate.Certificate(), now) {

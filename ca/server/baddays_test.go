@@ -410,7 +410,7 @@ func TestViewEqualsAWholeSnapshot(t *testing.T) {
 		}
 		s.reach(t, position)
 		fresh := view{attributes: identity.Attributes{"zone": {"a"}}, root: "aval-system", sent: map[document.Key]uint64{}, namespaces: map[string]int{}}
-		fresh.advance(r.documents.now.Load(), r.keySets.now.Load(), nil)
+		fresh.advance(r.documents.now.Load(), r.keySets.now.Load(), identity.Bundle{})
 		if len(fresh.sent) != len(s.held) {
 			t.Fatalf("after change %d: holds %v, should hold %v", i, s.names(), fresh.sent)
 		}

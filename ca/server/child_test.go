@@ -29,6 +29,8 @@ func runChild(what string) {
 		err = childAdminCall(arg)
 	case "server":
 		err = childServer(arg)
+	case "rollover":
+		err = childRollover(arg)
 	default:
 		err = fmt.Errorf("no child %q", what)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/aval-id/aval/ca/jwks"
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/policy"
+	"github.com/aval-id/aval/rotation"
 )
 
 // Defaults of Config.
@@ -77,6 +78,12 @@ type Config struct {
 	// RootTTL is the lifetime of a root made by this server, zero means
 	// DefaultRootTTL.
 	RootTTL time.Duration
+	// MaintenanceWindow is when a rollover of the root may begin by itself,
+	// from two thirds of the root's life on. Zero means at any time.
+	MaintenanceWindow rotation.Window
+	// ManualRootRotation leaves the beginning of a root's rollover to
+	// operators.
+	ManualRootRotation bool
 
 	// RootNamespace is where policies for all namespaces live. Zero means the
 	// evaluator's default.

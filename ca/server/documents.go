@@ -50,6 +50,7 @@ type documents struct {
 	parser   parser
 	log      *slog.Logger
 	changed  func() // wakes the sessions; never blocks
+	settled  func() // tells that stored changes were recorded late; never blocks
 
 	now   atomic.Pointer[snapshot]
 	retry chan struct{} // tells run that the outbox is not empty
@@ -79,49 +80,62 @@ func storeKey(k document.Key) string { return prefixDocument + k.Kind + "/" + k.
 // commit stores the planned changes with their events, records, and puts them
 // in force. The caller holds mu and has settled.
 func (d *documents) commit(ctx context.Context, now time.Time, actor string, plan []planned) (store.Position, error) {
-	var ops []store.Op
-	var outbox []store.Entry
-	var events []audit.Event
-	var edits []edit
-	for n, p := range plan {
+	var w written
+	for _, p := range plan {
 		if p.action == actionUnchanged {
 			continue
 		}
-		ev := p.event(now, actor)
+		if p.held == nil {
+			w.ops = append(w.ops, store.Delete(storeKey(p.key)))
+		} else {
+			w.ops = append(w.ops, store.Put(storeKey(p.key), p.held.json))
+		}
+		w.events = append(w.events, p.event(now, actor))
+		w.edits = append(w.edits, p.edit)
+	}
+	if len(w.edits) == 0 {
+		return d.now.Load().position, nil
+	}
+	return d.write(ctx, now, w)
+}
+
+// written is a change of the store with what is recorded of it.
+type written struct {
+	conditions []store.Condition
+	ops        []store.Op
+	events     []audit.Event // at most one for each document
+	edits      []edit        // of documents
+}
+
+// write stores a change with its events, records these, and puts it in force.
+// The caller holds mu and has settled.
+func (d *documents) write(ctx context.Context, now time.Time, w written) (store.Position, error) {
+	var outbox []store.Entry
+	for n, ev := range w.events {
 		raw, err := json.Marshal(outgoing{ev})
 		if err != nil {
-			return store.Position{}, fmt.Errorf("event of %s: %w", p.key, err)
-		}
-		if p.held == nil {
-			ops = append(ops, store.Delete(storeKey(p.key)))
-		} else {
-			ops = append(ops, store.Put(storeKey(p.key), p.held.json))
+			return store.Position{}, fmt.Errorf("event of the kind %s: %w", ev.Kind, err)
 		}
 		out := store.Entry{Key: outboxKey(now, n), Value: raw}
 		outbox = append(outbox, out)
-		ops = append(ops, store.Put(out.Key, raw))
-		events = append(events, ev)
-		edits = append(edits, p.edit)
+		w.ops = append(w.ops, store.Put(out.Key, raw))
 	}
-	if len(edits) == 0 {
-		return d.now.Load().position, nil
-	}
-	position, err := d.store.Txn(ctx, nil, ops)
+	position, err := d.store.Txn(ctx, w.conditions, w.ops)
 	if err != nil {
 		return store.Position{}, err
 	}
-	for i := range events {
-		events[i].Epoch, events[i].Revision = position.Epoch, position.Revision
+	for i := range w.events {
+		w.events[i].Epoch, w.events[i].Revision = position.Epoch, position.Revision
 	}
 	// The change is stored: whether its asker still waits matters no more.
 	ctx = context.WithoutCancel(ctx)
-	if _, err := d.recorder.RecordAll(ctx, events); err != nil {
+	if _, err := d.recorder.RecordAll(ctx, w.events); err != nil {
 		d.waiting = true
 		d.again()
 		return store.Position{}, &ca.Refusal{Cause: ca.CauseUnavailable, Reason: ca.ReasonNotRecorded,
 			Err: fmt.Errorf("stored at %s and not in force until the log takes its record: %w", position, err)}
 	}
-	d.now.Store(d.now.Load().with(position, edits))
+	d.now.Store(d.now.Load().with(position, w.edits))
 	d.changed()
 	if err := d.clear(ctx, outbox); err != nil {
 		d.log.Warn("clearing of the outbox", "error", err)

@@ -30,7 +30,19 @@ func (s adminService) ServerStatus(context.Context, *wire.ServerStatusRequest) (
 		DataDir: s.cfg.DataDir, DefaultDeny: s.cfg.DefaultDeny, RootNamespace: s.cfg.RootNamespace, Uptime: now.Sub(s.started).Milliseconds(),
 	}
 	for _, c := range s.certificates() {
-		out.Authorities = append(out.Authorities, authorityState(c))
+		st := authorityState(c)
+		if c.role != roleServer {
+			st.State = "issuing"
+		}
+		out.Authorities = append(out.Authorities, st)
+	}
+	t := s.trust.Load()
+	for _, root := range t.bundle.Roots() {
+		if !root.Equal(t.rootCert) {
+			st := authorityState(certificate{roleRoot, root})
+			st.State = "trusted"
+			out.Authorities = append(out.Authorities, st)
+		}
 	}
 	logs := s.logs()
 	for _, name := range []string{AuthorityLog, ConnectionsLog} {

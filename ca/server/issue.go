@@ -65,7 +65,16 @@ func (s *Server) issueBatch(ctx context.Context, sess *session, batch *wire.Issu
 			requests[n], faults[n] = entitle(snap, node, r)
 		}
 	}
-	results := s.issuer.Issue(ctx, start, s.trust.Load().intermediate, requests)
+	authority := s.trust.Load().intermediate
+	if err == nil {
+		if err := s.marks.reach(ctx, authority, start, s.cfg.MaxTTL); err != nil {
+			for n := range faults {
+				faults[n] = err
+			}
+			clear(requests)
+		}
+	}
+	results := s.issuer.Issue(ctx, start, authority, requests)
 	if _, gone := s.current(sess); gone != nil {
 		for n := range faults {
 			faults[n] = gone
@@ -73,6 +82,7 @@ func (s *Server) issueBatch(ctx context.Context, sess *session, batch *wire.Issu
 	}
 	s.release(out, asked, faults, results, sess, start)
 	s.metrics.issueTime.Observe(time.Since(start).Seconds())
+	s.orders.measure(time.Since(start), len(asked))
 	return out
 }
 
@@ -125,7 +135,7 @@ func (s *Server) release(out *wire.IssueResults, asked []*wire.IssueRequest, fau
 			receipt = signed[at]
 			at++
 			leaf := results[n].Leaf
-			s.live.put(sess.node.ID().String(), liveSVID{leaf.URIs[0].String(), identity.Serial(leaf), leaf.NotAfter}, now)
+			s.live.put(sess.node.ID().String(), liveSVID{leaf.URIs[0].String(), identity.Serial(leaf), results[n].IssuedAt, leaf.NotAfter}, now)
 		}
 		err := results[n].Err
 		if faults[n] != nil {

@@ -18,6 +18,7 @@ import (
 type liveSVID struct {
 	id       string
 	serial   string
+	issued   time.Time
 	notAfter time.Time
 }
 
@@ -32,7 +33,7 @@ func (x *liveIndex) add(e audit.Event, now time.Time) {
 	if e.Kind != audit.KindIssuance || e.Role != audit.RoleWorkload || e.Node == "" || !now.Before(e.NotAfter) {
 		return
 	}
-	x.put(e.Node, liveSVID{e.SPIFFEID, e.Serial, e.NotAfter}, now)
+	x.put(e.Node, liveSVID{e.SPIFFEID, e.Serial, e.Time, e.NotAfter}, now)
 }
 
 func (x *liveIndex) put(node string, v liveSVID, now time.Time) {
@@ -109,4 +110,19 @@ func indexAt(log *audit.Log, at time.Time) (int64, error) {
 		}
 	}
 	return low, nil
+}
+
+// count returns how many SVIDs are valid at now, on all nodes.
+func (x *liveIndex) count(now time.Time) int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	n := 0
+	for _, list := range x.byNode {
+		for _, v := range list {
+			if now.Before(v.notAfter) {
+				n++
+			}
+		}
+	}
+	return n
 }

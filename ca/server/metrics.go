@@ -55,7 +55,32 @@ func newMetrics(s *Server) *metrics {
 			func() float64 { return s.lifetimeLeft(role, time.Now()) }))
 	}
 	m.entries = append(m.entries, s.keySets.collectors()...)
+	m.addRotation(s)
 	return m
+}
+
+// addRotation adds what is told of rotations.
+func (m *metrics) addRotation(s *Server) {
+	gauge := func(name, help string, labels prometheus.Labels, value func() float64) {
+		m.entries = append(m.entries, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels}, value))
+	}
+	for _, role := range []string{roleRoot, roleIntermediate} {
+		gauge("aval_server_rotation_overdue_fraction", "How much of the time between an authority's due time and its end has passed; 0 where it is not due.",
+			prometheus.Labels{"role": role}, func() float64 { return s.overdueFraction(role, time.Now()) })
+	}
+	for _, phase := range rotation.Phases() {
+		gauge("aval_server_rollover_phase", "1 for the phase that the root's rollover is in.",
+			prometheus.Labels{"phase": phase.String()}, func() float64 {
+				if s.rollover.inForce().State.Phase == phase {
+					return 1
+				}
+				return 0
+			})
+	}
+	gauge("aval_server_rollover_nodes", "Nodes that a rollover counts: live ones, and those that have followed.", prometheus.Labels{"state": "live"},
+		func() float64 { live, _ := s.rollover.nodesNow(time.Now()); return float64(live) })
+	gauge("aval_server_rollover_nodes", "Nodes that a rollover counts: live ones, and those that have followed.", prometheus.Labels{"state": "acked"},
+		func() float64 { _, acked := s.rollover.nodesNow(time.Now()); return float64(acked) })
 }
 
 func (m *metrics) collectors() []prometheus.Collector {

@@ -172,6 +172,9 @@ func (s *Server) issueNode(ctx context.Context, now time.Time, entitled ca.Entit
 		return ca.Certificate{}, err
 	}
 	authority := s.trust.Load().intermediate
+	if err := s.marks.reach(ctx, authority, now, s.cfg.NodeTTL); err != nil {
+		return ca.Certificate{}, err
+	}
 	draft, err := authority.Draft(now, entitled, key)
 	if err != nil {
 		return ca.Certificate{}, err

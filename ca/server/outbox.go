@@ -56,6 +56,9 @@ func (d *documents) settle(ctx context.Context) error {
 	}
 	d.now.Store(next)
 	d.changed()
+	if len(entries) > 0 {
+		d.settled()
+	}
 	if err := d.clear(ctx, entries); err != nil {
 		return err
 	}

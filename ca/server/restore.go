@@ -94,6 +94,9 @@ func (s *Server) reconcile(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("restored store: %w", err)
 	}
+	if err := s.reconcileRollover(ctx, now); err != nil {
+		return fmt.Errorf("restored store: %w", err)
+	}
 	// A token that was used since the backup is unused again in it: whoever
 	// finds it could join with another key.
 	if err := s.nodes.dropGrants(ctx); err != nil {
@@ -121,7 +124,8 @@ func (s *Server) reconcile(ctx context.Context, now time.Time) error {
 type loggedNode struct {
 	keys    []string
 	evicted time.Time
-	invited bool // a join token was made after the eviction
+	invited bool      // a join token was made after the eviction
+	until   time.Time // when the last of what it was issued ends
 }
 
 // nodesOfLog reads all of the authority log. Only a restore pays for that.
@@ -138,7 +142,7 @@ func (s *Server) nodesOfLog() (map[string]loggedNode, error) {
 			if !n.evicted.IsZero() && !n.invited {
 				return nil
 			}
-			n = loggedNode{keys: []string{e.KeySHA256}}
+			n = loggedNode{keys: []string{e.KeySHA256}, until: n.until}
 		case audit.KindNodeRenewed:
 			// The same goes for a renewal by a key that counted no more.
 			if by, ok := strings.CutPrefix(e.Detail, renewedBy); ok && !slices.Contains(n.keys, by) {
@@ -147,6 +151,11 @@ func (s *Server) nodesOfLog() (map[string]loggedNode, error) {
 			n.keys = append(slices.Clone(n.keys[max(0, len(n.keys)-1):]), e.KeySHA256)
 		case audit.KindNodeEvicted:
 			n.evicted, n.invited = e.Time, false
+		case audit.KindIssuance:
+			if e.Node == "" || !e.NotAfter.After(n.until) {
+				return nil
+			}
+			n.until = e.NotAfter
 		default:
 			return nil
 		}
@@ -169,7 +178,10 @@ func (s *Server) reconcileNode(ctx context.Context, text string, seen loggedNode
 		_, err := s.evict(ctx, node.Name, seen.evicted)
 		return err
 	}
-	if len(seen.keys) == 0 || slices.Equal(node.Keys, seen.keys) {
+	if len(seen.keys) == 0 {
+		seen.keys = node.Keys
+	}
+	if slices.Equal(node.Keys, seen.keys) && !seen.until.After(node.NotAfter) {
 		return nil
 	}
 	_, err = s.nodes.update(ctx, node.Name, func(current ca.Node, _ bool) (ca.Node, bool, error) {
@@ -177,6 +189,9 @@ func (s *Server) reconcileNode(ctx context.Context, text string, seen loggedNode
 			return current, true, nil
 		}
 		current.Keys = seen.keys
+		if seen.until.After(current.NotAfter) {
+			current.NotAfter = seen.until
+		}
 		return current, false, nil
 	})
 	return err

@@ -50,7 +50,12 @@ type Server struct {
 	nodeListener  net.Listener
 	adminListener net.Listener
 
+	trusting    sync.Mutex            // held while trust is made anew
 	trust       atomic.Pointer[trust] // nil before Run has made it
+	rollover    *rollover
+	marks       highWater
+	orders      orders
+	reissues    reissues
 	checkpoints atomic.Pointer[[]*wire.Checkpoint]
 	serving     atomic.Bool
 	settled     atomic.Bool // the registry has heard of every node that may come back
@@ -154,6 +159,8 @@ func (s *Server) assemble(keySource *jwks.Source) {
 	s.setRecorder(s.authorityLog)
 	s.receipts.sign = s.authorityLog.Sign
 	s.nodes = &nodes{store: s.store}
+	s.marks.store = s.store
+	s.rollover = newRollover(s)
 	s.ledger = newLedger()
 	s.registry, s.expiry = s.newRegistry(), make(signal, 1)
 	s.refusals = &refusals{
@@ -161,7 +168,7 @@ func (s *Server) assemble(keySource *jwks.Source) {
 		metrics: s.metrics, log: s.log, signal: make(chan struct{}, 1), counts: map[refusalKey]*refusalCount{},
 	}
 	s.documents = &documents{
-		store: s.store, recorder: s.recorder, log: s.log, changed: s.documentsChanged, retry: make(chan struct{}, 1),
+		store: s.store, recorder: s.recorder, log: s.log, changed: s.documentsChanged, settled: s.rollover.recordedLate, retry: make(chan struct{}, 1),
 		recorded: func(since time.Time, fn func(audit.Event) bool) error { return readSince(s.authorityLog, since, fn) },
 		parser: parser{
 			trustDomain: s.cfg.TrustDomain,
@@ -221,6 +228,7 @@ func (s *Server) Run(ctx context.Context) error {
 	recorded := s.connections.Size() // before the first node can report
 	part(&parts, ctx, func(ctx context.Context) error { return s.loadLedger(ctx, recorded) })
 	part(&parts, ctx, func(ctx context.Context) error { return rotation.Loop(ctx, &keeper{server: s}, nil) })
+	part(&parts, ctx, func(ctx context.Context) error { return rotation.Loop(ctx, s.rollover, s.rollover.wake) })
 	part(&parts, ctx, s.serveNodes)
 	part(&parts, ctx, s.serveAdmin)
 	s.serving.Store(true)
@@ -234,10 +242,10 @@ func (s *Server) Run(ctx context.Context) error {
 // prepare brings the state in memory up to the disk's.
 func (s *Server) prepare(ctx context.Context) error {
 	now := time.Now()
-	if err := s.establish(ctx, now); err != nil {
+	if err := s.nodes.load(); err != nil {
 		return err
 	}
-	if err := s.nodes.load(); err != nil {
+	if err := s.marks.load(ctx, s.store, now); err != nil {
 		return err
 	}
 	if err := s.documents.load(ctx); err != nil {
@@ -246,9 +254,16 @@ func (s *Server) prepare(ctx context.Context) error {
 	if err := s.keySets.load(); err != nil {
 		return fmt.Errorf("keys of issuers: %w", err)
 	}
+	if err := s.rollover.load(); err != nil {
+		return err
+	}
 	if err := s.reconcile(ctx, now); err != nil {
 		return err
 	}
+	if err := s.establish(ctx, now); err != nil {
+		return err
+	}
+	s.rollover.shown.Store(s.rollover.record.Load())
 	err := readSince(s.authorityLog, now.Add(-s.cfg.MaxTTL), func(e audit.Event) bool {
 		s.live.add(e, now)
 		return true

@@ -48,6 +48,9 @@ type session struct {
 	acked    store.Position // guarded by mu
 	lastSeen time.Time      // guarded by mu
 	skew     time.Duration  // guarded by mu: the node's clock minus ours
+	held     report         // guarded by mu: what it last acknowledged
+
+	ordered uint64 // the pushing goroutine's: the last order that was sent
 }
 
 func newSession(stream syncStream, node ca.AttestedNode, key ca.ProvenKey, hello *wire.Hello, rootNamespace string) *session {
@@ -109,10 +112,11 @@ func (s *session) seen(now time.Time, clock int64) time.Duration {
 	return s.skew
 }
 
-func (s *session) ack(p *wire.Position) {
+func (s *session) ack(a *wire.Ack) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.acked = store.Position{Epoch: p.GetEpoch(), Revision: p.GetRevision()}
+	s.acked = store.Position{Epoch: a.GetPosition().GetEpoch(), Revision: a.GetPosition().GetRevision()}
+	s.held = reportOf(a)
 }
 
 // presence is what is known of a node's last session.
@@ -122,6 +126,7 @@ type presence struct {
 	lastSeen  time.Time
 	skew      time.Duration
 	version   string
+	held      report
 }
 
 // sessions are the open streams by node name, at most one of each.
@@ -155,7 +160,7 @@ func (x *sessions) remove(s *session) {
 func (s *session) presence() presence {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return presence{connected: true, acked: s.acked, lastSeen: s.lastSeen, skew: s.skew, version: s.version}
+	return presence{connected: true, acked: s.acked, lastSeen: s.lastSeen, skew: s.skew, version: s.version, held: s.held}
 }
 
 // of returns what is known of a node's session.
@@ -212,6 +217,7 @@ type view struct {
 	sent       map[document.Key]uint64 // revision that was sent
 	namespaces map[string]int          // registrations held, by namespace
 	started    bool
+	bundle     [32]byte // hash of the bundle that was sent
 
 	ring    *keyRing                  // that keyed was brought up to
 	sources map[document.Key][]string // of the RequestAuthentications sent
@@ -223,8 +229,8 @@ type view struct {
 // any. The first call gives a whole snapshot; a later one always ends in a
 // complete delta, even where nothing of it concerns this node, so that the
 // node's position moves on.
-func (v *view) advance(next *snapshot, ring *keyRing, bundle *wire.Bundle) []*wire.Delta {
-	if v.started && next.position == v.position {
+func (v *view) advance(next *snapshot, ring *keyRing, bundle identity.Bundle) []*wire.Delta {
+	if v.started && next.position == v.position && bundle.Hash() == v.bundle {
 		return v.rekeyed(ring)
 	}
 	keys, known := next.since(v.position.Revision)
@@ -242,7 +248,10 @@ func (v *view) advance(next *snapshot, ring *keyRing, bundle *wire.Bundle) []*wi
 	d := deltas{position: &wire.Position{Epoch: next.position.Epoch, Revision: next.position.Revision}}
 	if !v.started {
 		d.begin().Reset_ = true
-		d.begin().Bundles = []*wire.Bundle{bundle}
+	}
+	if !v.started || bundle.Hash() != v.bundle {
+		d.begin().Bundles = []*wire.Bundle{wire.FromBundle(bundle)}
+		v.bundle = bundle.Hash()
 	}
 	v.started, v.position = true, next.position
 	touched := map[string]bool{}

@@ -52,6 +52,8 @@ func (s nodeService) Sync(stream syncStream) error {
 	if err := s.enter(sess); err != nil {
 		return err
 	}
+	s.rollover.poke()
+	defer s.rollover.poke()
 	defer s.sessions.remove(sess)
 	defer s.joinRegistry(stream.Context(), attested)()
 	return s.serve(stream, sess, hello)
@@ -188,14 +190,18 @@ func (s *Server) pushAll(ctx context.Context, sess *session) error {
 	}
 }
 
-// push sends what the node lacks: deltas, endpoints, then new checkpoints.
+// push sends what the node lacks: deltas, endpoints, orders, then new
+// checkpoints.
 func (s *Server) push(sess *session, sent map[string][]byte) error {
-	for _, d := range sess.view.advance(s.documents.now.Load(), s.keySets.now.Load(), wire.FromBundle(s.trust.Load().bundle)) {
+	for _, d := range sess.view.advance(s.documents.now.Load(), s.keySets.now.Load(), s.trust.Load().bundle) {
 		if err := sess.send(&wire.ServerFrame{Frame: &wire.ServerFrame_Delta{Delta: d}}); err != nil {
 			return err
 		}
 	}
 	if err := s.pushEndpoints(sess); err != nil {
+		return err
+	}
+	if err := s.orders.send(sess); err != nil {
 		return err
 	}
 	current := s.checkpoints.Load()
@@ -226,8 +232,9 @@ func (s *Server) receive(ctx context.Context, stream syncStream, sess *session, 
 		now := time.Now()
 		switch frame := f.GetFrame().(type) {
 		case *wire.NodeFrame_Ack:
-			sess.ack(frame.Ack.GetPosition())
+			sess.ack(frame.Ack)
 			sess.seen(now, frame.Ack.GetClock())
+			s.rollover.poke()
 		case *wire.NodeFrame_Issue:
 			sess.seen(now, 0)
 			results := s.issueBatch(ctx, sess, frame.Issue)

@@ -15,6 +15,7 @@ func (c *cli) checkServer(ctx context.Context, f *findings) {
 	f.group = "server"
 	var st *wire.ServerStatusResponse
 	var nodes *wire.ListNodesResponse
+	var rollover *wire.RotationState
 	err := c.admin(ctx, func(admin wire.AdminClient) error {
 		var err error
 		if st, err = admin.ServerStatus(ctx, &wire.ServerStatusRequest{}); err != nil {
@@ -28,8 +29,11 @@ func (c *cli) checkServer(ctx context.Context, f *findings) {
 				}
 			}
 		}
-		nodes, err = admin.ListNodes(ctx, &wire.ListNodesRequest{})
-		return called("ask for the nodes", err)
+		if nodes, err = admin.ListNodes(ctx, &wire.ListNodesRequest{}); err != nil {
+			return called("ask for the nodes", err)
+		}
+		rollover, err = c.rotationNow(ctx, admin)
+		return err
 	})
 	path, pathErr := socketPath(c.adminSocket)
 	if pathErr == nil {
@@ -44,6 +48,7 @@ func (c *cli) checkServer(ctx context.Context, f *findings) {
 	f.skew("clock", time.Until(time.UnixMilli(st.GetClock())), "the server's clock")
 	f.dataDir(st.GetDataDir())
 	f.authorities(st.GetAuthorities())
+	f.rollover(rollover)
 	f.store(st)
 	f.logs(st.GetLogs())
 	f.nodes(nodes.GetNodes())
@@ -67,11 +72,27 @@ func (f *findings) authorities(all []*wire.AuthorityState) {
 		from, to := stamp(a.GetNotBefore()), stamp(a.GetNotAfter())
 		switch a.GetRole() {
 		case "root":
-			f.lifetime("root", from, to, 0.2, 0.05, "plan a new root: nothing is issued past its end")
+			// A rollover begins by itself at two thirds, where it may.
+			f.lifetime("root", from, to, 0.3, 0.1, "replace it: aval rotation start root; nothing is issued past its end")
 		default:
 			// Renewed at half its life, give or take a tenth.
 			f.lifetime(a.GetRole(), from, to, 0.35, 0.1, "the server should have renewed it: look at its log")
 		}
+	}
+}
+
+// rollover says how far a rollover of the root is, and who holds it.
+func (f *findings) rollover(s *wire.RotationState) {
+	f.group = "rotation"
+	switch {
+	case ended(s):
+		f.add(checkOK, "root", "", "no rollover is under way")
+	case s.GetFault() != "":
+		f.add(checkFail, "root", "see aval rotation status", "%s since %s, and the last try of a step failed: %s", s.GetPhase(), ago(stamp(s.GetSince()), f.now), s.GetFault())
+	case len(s.GetHolders()) > 0:
+		f.add(checkWarn, "root", "see aval rotation status; evict nodes that are gone for good", "%s since %s, %s", s.GetPhase(), ago(stamp(s.GetSince()), f.now), progress(s))
+	default:
+		f.add(checkOK, "root", "", "%s since %s; %s", s.GetPhase(), ago(stamp(s.GetSince()), f.now), s.GetGate())
 	}
 }
 

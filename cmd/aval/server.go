@@ -7,12 +7,14 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/aval-id/aval/ca/jwks"
 	"github.com/aval-id/aval/ca/server"
 	"github.com/aval-id/aval/cmd/aval/settings"
 	"github.com/aval-id/aval/identity"
+	"github.com/aval-id/aval/rotation"
 	"github.com/spf13/cobra"
 )
 
@@ -41,6 +43,8 @@ type serverSettings struct {
 	ServerTTL       time.Duration `json:"serverTTL" flag:"server-ttl" usage:"lifetime of the server's own SVID (default 24h)"`
 	IntermediateTTL time.Duration `json:"intermediateTTL" flag:"intermediate-ttl" usage:"lifetime of the server's signing certificate (default 168h)"`
 	RootTTL         time.Duration `json:"rootTTL" flag:"root-ttl" usage:"lifetime of a root made at the first start (default 87600h)"`
+	RootRotation    string        `json:"rootRotation" flag:"root-rotation" usage:"auto or manual: whether a rollover of the root begins by itself at two thirds of its life (default auto)"`
+	Maintenance     string        `json:"maintenanceWindow" flag:"maintenance-window" usage:"when it may begin by itself, in UTC, such as 'Sat,Sun 02:00-05:00' (default: at any time)"`
 
 	JWKSAllow   string        `json:"jwksAllow" flag:"jwks-allow" usage:"hosts that keys of token issuers are fetched from, HOST[:PORT][=CIDR+CIDR] between commas; private addresses only where a CIDR lists them (default none)"`
 	JWKSDir     string        `json:"jwksDir" flag:"jwks-dir" usage:"directory whose files may hold keys of token issuers (default none)"`
@@ -115,7 +119,15 @@ func (s *serverSettings) config(log *slog.Logger) (server.Config, error) {
 	default:
 		return server.Config{}, fmt.Errorf("authorization default %q is neither allow nor deny", s.Authorization.Default)
 	}
+	window, err := rotation.ParseWindow(s.Maintenance)
+	if err != nil {
+		return server.Config{}, fmt.Errorf("maintenance %w", err)
+	}
+	if !slices.Contains([]string{"", "auto", "manual"}, s.RootRotation) {
+		return server.Config{}, fmt.Errorf("root rotation %q is neither auto nor manual", s.RootRotation)
+	}
 	return server.Config{
+		MaintenanceWindow: window, ManualRootRotation: s.RootRotation == "manual",
 		TrustDomain: td, DataDir: s.DataDir, Name: s.Name, Listen: s.Listen, Advertise: s.Advertise,
 		AdminSocket: s.AdminSocket, AdminGroup: s.AdminGroup, RootKey: s.RootKey,
 		MinTTL: s.MinTTL, DefaultTTL: s.DefaultTTL, MaxTTL: s.MaxTTL, NodeTTL: s.NodeTTL,

@@ -558,8 +558,13 @@ type Ack struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Position *Position              `protobuf:"bytes,1,opt,name=position,proto3" json:"position,omitempty"`
 	// issuers are the SKIs (hex) of the issuers of leaves still served.
-	Issuers       []string `protobuf:"bytes,2,rep,name=issuers,proto3" json:"issuers,omitempty"`
-	Clock         int64    `protobuf:"varint,3,opt,name=clock,proto3" json:"clock,omitempty"`
+	Issuers []string `protobuf:"bytes,2,rep,name=issuers,proto3" json:"issuers,omitempty"`
+	Clock   int64    `protobuf:"varint,3,opt,name=clock,proto3" json:"clock,omitempty"`
+	// bundles are the SHA-256 hashes of the own trust domain's bundles that the
+	// node and the proxies behind it hold: one of them once all are up to date.
+	Bundles [][]byte `protobuf:"bytes,4,rep,name=bundles,proto3" json:"bundles,omitempty"`
+	// lagging are the SPIFFE IDs of proxies that hold an older snapshot.
+	Lagging       []string `protobuf:"bytes,5,rep,name=lagging,proto3" json:"lagging,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -613,6 +618,20 @@ func (x *Ack) GetClock() int64 {
 		return x.Clock
 	}
 	return 0
+}
+
+func (x *Ack) GetBundles() [][]byte {
+	if x != nil {
+		return x.Bundles
+	}
+	return nil
+}
+
+func (x *Ack) GetLagging() []string {
+	if x != nil {
+		return x.Lagging
+	}
+	return nil
 }
 
 type IssueBatch struct {
@@ -812,6 +831,7 @@ type ServerFrame struct {
 	//	*ServerFrame_Checkpoints
 	//	*ServerFrame_Goodbye
 	//	*ServerFrame_Endpoints
+	//	*ServerFrame_Reissue
 	Frame         isServerFrame_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -917,6 +937,15 @@ func (x *ServerFrame) GetEndpoints() *EndpointDelta {
 	return nil
 }
 
+func (x *ServerFrame) GetReissue() *Reissue {
+	if x != nil {
+		if x, ok := x.Frame.(*ServerFrame_Reissue); ok {
+			return x.Reissue
+		}
+	}
+	return nil
+}
+
 type isServerFrame_Frame interface {
 	isServerFrame_Frame()
 }
@@ -949,6 +978,10 @@ type ServerFrame_Endpoints struct {
 	Endpoints *EndpointDelta `protobuf:"bytes,7,opt,name=endpoints,proto3,oneof"`
 }
 
+type ServerFrame_Reissue struct {
+	Reissue *Reissue `protobuf:"bytes,9,opt,name=reissue,proto3,oneof"`
+}
+
 func (*ServerFrame_Welcome) isServerFrame_Frame() {}
 
 func (*ServerFrame_Delta) isServerFrame_Frame() {}
@@ -962,6 +995,84 @@ func (*ServerFrame_Checkpoints) isServerFrame_Frame() {}
 func (*ServerFrame_Goodbye) isServerFrame_Frame() {}
 
 func (*ServerFrame_Endpoints) isServerFrame_Frame() {}
+
+func (*ServerFrame_Reissue) isServerFrame_Frame() {}
+
+// Reissue orders the node to have credentials issued anew before they are due.
+// What any of the conditions names is meant.
+type Reissue struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// issuers are the SKIs (hex) of authorities whose leaves are replaced, the
+	// node's own credential among them.
+	Issuers   []string `protobuf:"bytes,1,rep,name=issuers,proto3" json:"issuers,omitempty"`
+	SpiffeIds []string `protobuf:"bytes,2,rep,name=spiffe_ids,json=spiffeIds,proto3" json:"spiffe_ids,omitempty"`
+	// before, in milliseconds, spares what was issued from then on; zero spares
+	// nothing.
+	Before int64 `protobuf:"varint,3,opt,name=before,proto3" json:"before,omitempty"`
+	// spread, in milliseconds, is the time over which the node distributes its
+	// requests.
+	Spread        int64 `protobuf:"varint,4,opt,name=spread,proto3" json:"spread,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reissue) Reset() {
+	*x = Reissue{}
+	mi := &file_aval_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reissue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reissue) ProtoMessage() {}
+
+func (x *Reissue) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reissue.ProtoReflect.Descriptor instead.
+func (*Reissue) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Reissue) GetIssuers() []string {
+	if x != nil {
+		return x.Issuers
+	}
+	return nil
+}
+
+func (x *Reissue) GetSpiffeIds() []string {
+	if x != nil {
+		return x.SpiffeIds
+	}
+	return nil
+}
+
+func (x *Reissue) GetBefore() int64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
+func (x *Reissue) GetSpread() int64 {
+	if x != nil {
+		return x.Spread
+	}
+	return 0
+}
 
 type Welcome struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -981,7 +1092,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_aval_proto_msgTypes[13]
+	mi := &file_aval_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -993,7 +1104,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[13]
+	mi := &file_aval_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1006,7 +1117,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{13}
+	return file_aval_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Welcome) GetSettings() *Settings {
@@ -1084,7 +1195,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_aval_proto_msgTypes[14]
+	mi := &file_aval_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1096,7 +1207,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[14]
+	mi := &file_aval_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1109,7 +1220,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{14}
+	return file_aval_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Endpoint) GetNode() string {
@@ -1195,7 +1306,7 @@ type EndpointKey struct {
 
 func (x *EndpointKey) Reset() {
 	*x = EndpointKey{}
-	mi := &file_aval_proto_msgTypes[15]
+	mi := &file_aval_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1318,7 @@ func (x *EndpointKey) String() string {
 func (*EndpointKey) ProtoMessage() {}
 
 func (x *EndpointKey) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[15]
+	mi := &file_aval_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +1331,7 @@ func (x *EndpointKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointKey.ProtoReflect.Descriptor instead.
 func (*EndpointKey) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{15}
+	return file_aval_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *EndpointKey) GetNode() string {
@@ -1267,7 +1378,7 @@ type EndpointReport struct {
 
 func (x *EndpointReport) Reset() {
 	*x = EndpointReport{}
-	mi := &file_aval_proto_msgTypes[16]
+	mi := &file_aval_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1390,7 @@ func (x *EndpointReport) String() string {
 func (*EndpointReport) ProtoMessage() {}
 
 func (x *EndpointReport) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[16]
+	mi := &file_aval_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1403,7 @@ func (x *EndpointReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointReport.ProtoReflect.Descriptor instead.
 func (*EndpointReport) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{16}
+	return file_aval_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EndpointReport) GetEndpoints() []*Endpoint {
@@ -1332,7 +1443,7 @@ type EndpointDelta struct {
 
 func (x *EndpointDelta) Reset() {
 	*x = EndpointDelta{}
-	mi := &file_aval_proto_msgTypes[17]
+	mi := &file_aval_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1344,7 +1455,7 @@ func (x *EndpointDelta) String() string {
 func (*EndpointDelta) ProtoMessage() {}
 
 func (x *EndpointDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[17]
+	mi := &file_aval_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1357,7 +1468,7 @@ func (x *EndpointDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointDelta.ProtoReflect.Descriptor instead.
 func (*EndpointDelta) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{17}
+	return file_aval_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EndpointDelta) GetRevision() uint64 {
@@ -1407,7 +1518,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_aval_proto_msgTypes[18]
+	mi := &file_aval_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1530,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[18]
+	mi := &file_aval_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1543,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{18}
+	return file_aval_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Settings) GetTrustDomain() string {
@@ -1477,7 +1588,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_aval_proto_msgTypes[19]
+	mi := &file_aval_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1600,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[19]
+	mi := &file_aval_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1613,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{19}
+	return file_aval_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Delta) GetPosition() *Position {
@@ -1566,7 +1677,7 @@ type KeySet struct {
 
 func (x *KeySet) Reset() {
 	*x = KeySet{}
-	mi := &file_aval_proto_msgTypes[20]
+	mi := &file_aval_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1578,7 +1689,7 @@ func (x *KeySet) String() string {
 func (*KeySet) ProtoMessage() {}
 
 func (x *KeySet) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[20]
+	mi := &file_aval_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1591,7 +1702,7 @@ func (x *KeySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeySet.ProtoReflect.Descriptor instead.
 func (*KeySet) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{20}
+	return file_aval_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *KeySet) GetUri() string {
@@ -1622,7 +1733,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_aval_proto_msgTypes[21]
+	mi := &file_aval_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1745,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[21]
+	mi := &file_aval_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1758,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{21}
+	return file_aval_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Resource) GetKey() *ResourceKey {
@@ -1689,7 +1800,7 @@ type ResourceKey struct {
 
 func (x *ResourceKey) Reset() {
 	*x = ResourceKey{}
-	mi := &file_aval_proto_msgTypes[22]
+	mi := &file_aval_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +1812,7 @@ func (x *ResourceKey) String() string {
 func (*ResourceKey) ProtoMessage() {}
 
 func (x *ResourceKey) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[22]
+	mi := &file_aval_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1714,7 +1825,7 @@ func (x *ResourceKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceKey.ProtoReflect.Descriptor instead.
 func (*ResourceKey) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{22}
+	return file_aval_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResourceKey) GetKind() string {
@@ -1749,7 +1860,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_aval_proto_msgTypes[23]
+	mi := &file_aval_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1872,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[23]
+	mi := &file_aval_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1885,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{23}
+	return file_aval_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -1801,7 +1912,7 @@ type IssueResults struct {
 
 func (x *IssueResults) Reset() {
 	*x = IssueResults{}
-	mi := &file_aval_proto_msgTypes[24]
+	mi := &file_aval_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +1924,7 @@ func (x *IssueResults) String() string {
 func (*IssueResults) ProtoMessage() {}
 
 func (x *IssueResults) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[24]
+	mi := &file_aval_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +1937,7 @@ func (x *IssueResults) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResults.ProtoReflect.Descriptor instead.
 func (*IssueResults) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{24}
+	return file_aval_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *IssueResults) GetBatch() uint64 {
@@ -1860,7 +1971,7 @@ type IssueResult struct {
 
 func (x *IssueResult) Reset() {
 	*x = IssueResult{}
-	mi := &file_aval_proto_msgTypes[25]
+	mi := &file_aval_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1872,7 +1983,7 @@ func (x *IssueResult) String() string {
 func (*IssueResult) ProtoMessage() {}
 
 func (x *IssueResult) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[25]
+	mi := &file_aval_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1885,7 +1996,7 @@ func (x *IssueResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResult.ProtoReflect.Descriptor instead.
 func (*IssueResult) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{25}
+	return file_aval_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *IssueResult) GetRequest() uint64 {
@@ -1948,7 +2059,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_aval_proto_msgTypes[26]
+	mi := &file_aval_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2071,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[26]
+	mi := &file_aval_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2084,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{26}
+	return file_aval_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Receipt) GetLog() string {
@@ -2034,7 +2145,7 @@ type RecordsAck struct {
 
 func (x *RecordsAck) Reset() {
 	*x = RecordsAck{}
-	mi := &file_aval_proto_msgTypes[27]
+	mi := &file_aval_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2157,7 @@ func (x *RecordsAck) String() string {
 func (*RecordsAck) ProtoMessage() {}
 
 func (x *RecordsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[27]
+	mi := &file_aval_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2170,7 @@ func (x *RecordsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsAck.ProtoReflect.Descriptor instead.
 func (*RecordsAck) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{27}
+	return file_aval_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RecordsAck) GetSequence() uint64 {
@@ -2080,7 +2191,7 @@ type Checkpoints struct {
 
 func (x *Checkpoints) Reset() {
 	*x = Checkpoints{}
-	mi := &file_aval_proto_msgTypes[28]
+	mi := &file_aval_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2092,7 +2203,7 @@ func (x *Checkpoints) String() string {
 func (*Checkpoints) ProtoMessage() {}
 
 func (x *Checkpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[28]
+	mi := &file_aval_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2105,7 +2216,7 @@ func (x *Checkpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoints.ProtoReflect.Descriptor instead.
 func (*Checkpoints) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{28}
+	return file_aval_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Checkpoints) GetCheckpoints() []*Checkpoint {
@@ -2126,7 +2237,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_aval_proto_msgTypes[29]
+	mi := &file_aval_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2138,7 +2249,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[29]
+	mi := &file_aval_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2151,7 +2262,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{29}
+	return file_aval_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Checkpoint) GetLog() string {
@@ -2187,7 +2298,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_aval_proto_msgTypes[30]
+	mi := &file_aval_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2199,7 +2310,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[30]
+	mi := &file_aval_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2212,7 +2323,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{30}
+	return file_aval_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Goodbye) GetReason() string {
@@ -2247,7 +2358,7 @@ type Announcement struct {
 
 func (x *Announcement) Reset() {
 	*x = Announcement{}
-	mi := &file_aval_proto_msgTypes[31]
+	mi := &file_aval_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2259,7 +2370,7 @@ func (x *Announcement) String() string {
 func (*Announcement) ProtoMessage() {}
 
 func (x *Announcement) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[31]
+	mi := &file_aval_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2272,7 +2383,7 @@ func (x *Announcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
 func (*Announcement) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{31}
+	return file_aval_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Announcement) GetIdentity() string {
@@ -2298,7 +2409,7 @@ type Announced struct {
 
 func (x *Announced) Reset() {
 	*x = Announced{}
-	mi := &file_aval_proto_msgTypes[32]
+	mi := &file_aval_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2421,7 @@ func (x *Announced) String() string {
 func (*Announced) ProtoMessage() {}
 
 func (x *Announced) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[32]
+	mi := &file_aval_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2434,7 @@ func (x *Announced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announced.ProtoReflect.Descriptor instead.
 func (*Announced) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{32}
+	return file_aval_proto_rawDescGZIP(), []int{33}
 }
 
 type EndpointsRequest struct {
@@ -2335,7 +2446,7 @@ type EndpointsRequest struct {
 
 func (x *EndpointsRequest) Reset() {
 	*x = EndpointsRequest{}
-	mi := &file_aval_proto_msgTypes[33]
+	mi := &file_aval_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2458,7 @@ func (x *EndpointsRequest) String() string {
 func (*EndpointsRequest) ProtoMessage() {}
 
 func (x *EndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[33]
+	mi := &file_aval_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2471,7 @@ func (x *EndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointsRequest.ProtoReflect.Descriptor instead.
 func (*EndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{33}
+	return file_aval_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *EndpointsRequest) GetIdentity() string {
@@ -2383,7 +2494,7 @@ type EndpointSet struct {
 
 func (x *EndpointSet) Reset() {
 	*x = EndpointSet{}
-	mi := &file_aval_proto_msgTypes[34]
+	mi := &file_aval_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2395,7 +2506,7 @@ func (x *EndpointSet) String() string {
 func (*EndpointSet) ProtoMessage() {}
 
 func (x *EndpointSet) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[34]
+	mi := &file_aval_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2408,7 +2519,7 @@ func (x *EndpointSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointSet.ProtoReflect.Descriptor instead.
 func (*EndpointSet) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{34}
+	return file_aval_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EndpointSet) GetEndpoints() []*Endpoint {
@@ -2435,15 +2546,17 @@ func (x *EndpointSet) GetRevision() uint64 {
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// identity picks one of the caller's identities; empty takes the only one.
-	Identity      string `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
-	Evaluator     uint32 `protobuf:"varint,2,opt,name=evaluator,proto3" json:"evaluator,omitempty"`
+	Identity  string `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	Evaluator uint32 `protobuf:"varint,2,opt,name=evaluator,proto3" json:"evaluator,omitempty"`
+	// acknowledges says that Took follows each snapshot that is put to use.
+	Acknowledges  bool `protobuf:"varint,5,opt,name=acknowledges,proto3" json:"acknowledges,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_aval_proto_msgTypes[35]
+	mi := &file_aval_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +2568,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[35]
+	mi := &file_aval_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +2581,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{35}
+	return file_aval_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *WatchRequest) GetIdentity() string {
@@ -2483,6 +2596,94 @@ func (x *WatchRequest) GetEvaluator() uint32 {
 		return x.Evaluator
 	}
 	return 0
+}
+
+func (x *WatchRequest) GetAcknowledges() bool {
+	if x != nil {
+		return x.Acknowledges
+	}
+	return false
+}
+
+type TookRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// tag is the snapshot's.
+	Tag           uint64 `protobuf:"varint,1,opt,name=tag,proto3" json:"tag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TookRequest) Reset() {
+	*x = TookRequest{}
+	mi := &file_aval_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TookRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TookRequest) ProtoMessage() {}
+
+func (x *TookRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TookRequest.ProtoReflect.Descriptor instead.
+func (*TookRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *TookRequest) GetTag() uint64 {
+	if x != nil {
+		return x.Tag
+	}
+	return 0
+}
+
+type TookResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TookResponse) Reset() {
+	*x = TookResponse{}
+	mi := &file_aval_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TookResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TookResponse) ProtoMessage() {}
+
+func (x *TookResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TookResponse.ProtoReflect.Descriptor instead.
+func (*TookResponse) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{38}
 }
 
 // Snapshot is complete in itself: credentials, bundles and policies of one
@@ -2503,14 +2704,16 @@ type Snapshot struct {
 	NodeId            string            `protobuf:"bytes,10,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	IssuedAt          int64             `protobuf:"varint,11,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
 	// key_sets are those that the policies name.
-	KeySets       []*KeySet `protobuf:"bytes,14,rep,name=key_sets,json=keySets,proto3" json:"key_sets,omitempty"`
+	KeySets []*KeySet `protobuf:"bytes,14,rep,name=key_sets,json=keySets,proto3" json:"key_sets,omitempty"`
+	// tag names the snapshot on this agent.
+	Tag           uint64 `protobuf:"varint,15,opt,name=tag,proto3" json:"tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2522,7 +2725,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2535,7 +2738,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{36}
+	return file_aval_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Snapshot) GetPosition() *Position {
@@ -2622,6 +2825,13 @@ func (x *Snapshot) GetKeySets() []*KeySet {
 	return nil
 }
 
+func (x *Snapshot) GetTag() uint64 {
+	if x != nil {
+		return x.Tag
+	}
+	return 0
+}
+
 type ExplainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -2631,7 +2841,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2643,7 +2853,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2656,7 +2866,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{37}
+	return file_aval_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ExplainRequest) GetPid() int32 {
@@ -2679,7 +2889,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2691,7 +2901,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2704,7 +2914,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{38}
+	return file_aval_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ExplainResponse) GetSelectors() map[string]*Values {
@@ -2760,7 +2970,7 @@ type ExplainedRegistration struct {
 
 func (x *ExplainedRegistration) Reset() {
 	*x = ExplainedRegistration{}
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2772,7 +2982,7 @@ func (x *ExplainedRegistration) String() string {
 func (*ExplainedRegistration) ProtoMessage() {}
 
 func (x *ExplainedRegistration) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2785,7 +2995,7 @@ func (x *ExplainedRegistration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedRegistration.ProtoReflect.Descriptor instead.
 func (*ExplainedRegistration) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{39}
+	return file_aval_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ExplainedRegistration) GetRegistration() string {
@@ -2845,7 +3055,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2857,7 +3067,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2870,7 +3080,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{40}
+	return file_aval_proto_rawDescGZIP(), []int{43}
 }
 
 type StatusResponse struct {
@@ -2896,7 +3106,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2908,7 +3118,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2921,7 +3131,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{41}
+	return file_aval_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StatusResponse) GetNodeId() string {
@@ -3030,7 +3240,7 @@ type ListEndpointsRequest struct {
 
 func (x *ListEndpointsRequest) Reset() {
 	*x = ListEndpointsRequest{}
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3042,7 +3252,7 @@ func (x *ListEndpointsRequest) String() string {
 func (*ListEndpointsRequest) ProtoMessage() {}
 
 func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +3265,7 @@ func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{42}
+	return file_aval_proto_rawDescGZIP(), []int{45}
 }
 
 type ListEndpointsResponse struct {
@@ -3069,7 +3279,7 @@ type ListEndpointsResponse struct {
 
 func (x *ListEndpointsResponse) Reset() {
 	*x = ListEndpointsResponse{}
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3081,7 +3291,7 @@ func (x *ListEndpointsResponse) String() string {
 func (*ListEndpointsResponse) ProtoMessage() {}
 
 func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3094,7 +3304,7 @@ func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListEndpointsResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{43}
+	return file_aval_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListEndpointsResponse) GetEndpoints() []*EndpointState {
@@ -3130,7 +3340,7 @@ type EndpointState struct {
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3142,7 +3352,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3155,7 +3365,7 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{44}
+	return file_aval_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *EndpointState) GetEndpoint() *Endpoint {
@@ -3200,6 +3410,582 @@ func (x *EndpointState) GetConnected() bool {
 	return false
 }
 
+type RotationStatusRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// target is root or intermediate, or leaves with a name; empty means root.
+	Target        string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Watch         bool   `protobuf:"varint,3,opt,name=watch,proto3" json:"watch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationStatusRequest) Reset() {
+	*x = RotationStatusRequest{}
+	mi := &file_aval_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationStatusRequest) ProtoMessage() {}
+
+func (x *RotationStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationStatusRequest.ProtoReflect.Descriptor instead.
+func (*RotationStatusRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *RotationStatusRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *RotationStatusRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RotationStatusRequest) GetWatch() bool {
+	if x != nil {
+		return x.Watch
+	}
+	return false
+}
+
+type RotateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// verb is start, abort, advance, force or taint.
+	Verb   string `protobuf:"bytes,1,opt,name=verb,proto3" json:"verb,omitempty"`
+	Target string `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	// name is the workload (namespace/name), node or namespace, for leaves.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// settle is in milliseconds; zero means the default, negative none.
+	Settle int64 `protobuf:"varint,4,opt,name=settle,proto3" json:"settle,omitempty"`
+	// manual asks for steps on request alone.
+	Manual bool `protobuf:"varint,5,opt,name=manual,proto3" json:"manual,omitempty"`
+	// key is the KMS URI of the new root's key; empty means beside the old one.
+	Key    string `protobuf:"bytes,6,opt,name=key,proto3" json:"key,omitempty"`
+	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// confirm is the hash of the root that force and taint are about.
+	Confirm       string `protobuf:"bytes,8,opt,name=confirm,proto3" json:"confirm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRequest) Reset() {
+	*x = RotateRequest{}
+	mi := &file_aval_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRequest) ProtoMessage() {}
+
+func (x *RotateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
+func (*RotateRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *RotateRequest) GetVerb() string {
+	if x != nil {
+		return x.Verb
+	}
+	return ""
+}
+
+func (x *RotateRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *RotateRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RotateRequest) GetSettle() int64 {
+	if x != nil {
+		return x.Settle
+	}
+	return 0
+}
+
+func (x *RotateRequest) GetManual() bool {
+	if x != nil {
+		return x.Manual
+	}
+	return false
+}
+
+func (x *RotateRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *RotateRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RotateRequest) GetConfirm() string {
+	if x != nil {
+		return x.Confirm
+	}
+	return ""
+}
+
+// RotationState is a rotation at one moment. Times are Unix milliseconds, zero
+// where there is none; durations milliseconds.
+type RotationState struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Target    string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Id        string                 `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
+	Phase     string                 `protobuf:"bytes,4,opt,name=phase,proto3" json:"phase,omitempty"`
+	Emergency bool                   `protobuf:"varint,5,opt,name=emergency,proto3" json:"emergency,omitempty"`
+	Manual    bool                   `protobuf:"varint,6,opt,name=manual,proto3" json:"manual,omitempty"`
+	Since     int64                  `protobuf:"varint,7,opt,name=since,proto3" json:"since,omitempty"`
+	Settle    int64                  `protobuf:"varint,8,opt,name=settle,proto3" json:"settle,omitempty"`
+	StartedBy string                 `protobuf:"bytes,9,opt,name=started_by,json=startedBy,proto3" json:"started_by,omitempty"`
+	Reason    string                 `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	OldHash   string                 `protobuf:"bytes,11,opt,name=old_hash,json=oldHash,proto3" json:"old_hash,omitempty"`
+	NewHash   string                 `protobuf:"bytes,12,opt,name=new_hash,json=newHash,proto3" json:"new_hash,omitempty"`
+	// acked of live nodes do not hold the next step back.
+	Acked   uint32            `protobuf:"varint,13,opt,name=acked,proto3" json:"acked,omitempty"`
+	Live    uint32            `protobuf:"varint,14,opt,name=live,proto3" json:"live,omitempty"`
+	Holders []*RotationHolder `protobuf:"bytes,15,rep,name=holders,proto3" json:"holders,omitempty"`
+	Steps   []*RotationStep   `protobuf:"bytes,16,rep,name=steps,proto3" json:"steps,omitempty"`
+	// next is what comes next, gate what it waits for; both for a person.
+	Next string `protobuf:"bytes,17,opt,name=next,proto3" json:"next,omitempty"`
+	Gate string `protobuf:"bytes,18,opt,name=gate,proto3" json:"gate,omitempty"`
+	// earliest is the earliest safe time of the next step, as far as it is
+	// known.
+	Earliest int64 `protobuf:"varint,19,opt,name=earliest,proto3" json:"earliest,omitempty"`
+	// breaks is what forcing the next step would break, by name.
+	Breaks []string `protobuf:"bytes,20,rep,name=breaks,proto3" json:"breaks,omitempty"`
+	Clock  int64    `protobuf:"varint,21,opt,name=clock,proto3" json:"clock,omitempty"`
+	// high_water is the latest end of a leaf under the old root.
+	HighWater int64 `protobuf:"varint,22,opt,name=high_water,json=highWater,proto3" json:"high_water,omitempty"`
+	// fault is why the last try of a step failed.
+	Fault         string `protobuf:"bytes,23,opt,name=fault,proto3" json:"fault,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationState) Reset() {
+	*x = RotationState{}
+	mi := &file_aval_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationState) ProtoMessage() {}
+
+func (x *RotationState) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationState.ProtoReflect.Descriptor instead.
+func (*RotationState) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *RotationState) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *RotationState) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RotationState) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RotationState) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *RotationState) GetEmergency() bool {
+	if x != nil {
+		return x.Emergency
+	}
+	return false
+}
+
+func (x *RotationState) GetManual() bool {
+	if x != nil {
+		return x.Manual
+	}
+	return false
+}
+
+func (x *RotationState) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *RotationState) GetSettle() int64 {
+	if x != nil {
+		return x.Settle
+	}
+	return 0
+}
+
+func (x *RotationState) GetStartedBy() string {
+	if x != nil {
+		return x.StartedBy
+	}
+	return ""
+}
+
+func (x *RotationState) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RotationState) GetOldHash() string {
+	if x != nil {
+		return x.OldHash
+	}
+	return ""
+}
+
+func (x *RotationState) GetNewHash() string {
+	if x != nil {
+		return x.NewHash
+	}
+	return ""
+}
+
+func (x *RotationState) GetAcked() uint32 {
+	if x != nil {
+		return x.Acked
+	}
+	return 0
+}
+
+func (x *RotationState) GetLive() uint32 {
+	if x != nil {
+		return x.Live
+	}
+	return 0
+}
+
+func (x *RotationState) GetHolders() []*RotationHolder {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+func (x *RotationState) GetSteps() []*RotationStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *RotationState) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
+}
+
+func (x *RotationState) GetGate() string {
+	if x != nil {
+		return x.Gate
+	}
+	return ""
+}
+
+func (x *RotationState) GetEarliest() int64 {
+	if x != nil {
+		return x.Earliest
+	}
+	return 0
+}
+
+func (x *RotationState) GetBreaks() []string {
+	if x != nil {
+		return x.Breaks
+	}
+	return nil
+}
+
+func (x *RotationState) GetClock() int64 {
+	if x != nil {
+		return x.Clock
+	}
+	return 0
+}
+
+func (x *RotationState) GetHighWater() int64 {
+	if x != nil {
+		return x.HighWater
+	}
+	return 0
+}
+
+func (x *RotationState) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
+}
+
+// RotationHolder is one node that holds a step back.
+type RotationHolder struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Node        string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Connected   bool                   `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
+	LastContact int64                  `protobuf:"varint,3,opt,name=last_contact,json=lastContact,proto3" json:"last_contact,omitempty"`
+	Since       int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`
+	// lacks says what for, for a person.
+	Lacks   string   `protobuf:"bytes,5,opt,name=lacks,proto3" json:"lacks,omitempty"`
+	Proxies []string `protobuf:"bytes,6,rep,name=proxies,proto3" json:"proxies,omitempty"`
+	// until is when all that was issued to it has ended.
+	Until         int64 `protobuf:"varint,7,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationHolder) Reset() {
+	*x = RotationHolder{}
+	mi := &file_aval_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationHolder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationHolder) ProtoMessage() {}
+
+func (x *RotationHolder) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationHolder.ProtoReflect.Descriptor instead.
+func (*RotationHolder) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *RotationHolder) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *RotationHolder) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *RotationHolder) GetLastContact() int64 {
+	if x != nil {
+		return x.LastContact
+	}
+	return 0
+}
+
+func (x *RotationHolder) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *RotationHolder) GetLacks() string {
+	if x != nil {
+		return x.Lacks
+	}
+	return ""
+}
+
+func (x *RotationHolder) GetProxies() []string {
+	if x != nil {
+		return x.Proxies
+	}
+	return nil
+}
+
+func (x *RotationHolder) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+// RotationStep is one step that was taken.
+type RotationStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Phase         string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	At            int64                  `protobuf:"varint,2,opt,name=at,proto3" json:"at,omitempty"`
+	Acked         uint32                 `protobuf:"varint,3,opt,name=acked,proto3" json:"acked,omitempty"`
+	Live          uint32                 `protobuf:"varint,4,opt,name=live,proto3" json:"live,omitempty"`
+	Forced        bool                   `protobuf:"varint,5,opt,name=forced,proto3" json:"forced,omitempty"`
+	Actor         string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationStep) Reset() {
+	*x = RotationStep{}
+	mi := &file_aval_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationStep) ProtoMessage() {}
+
+func (x *RotationStep) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationStep.ProtoReflect.Descriptor instead.
+func (*RotationStep) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *RotationStep) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *RotationStep) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *RotationStep) GetAcked() uint32 {
+	if x != nil {
+		return x.Acked
+	}
+	return 0
+}
+
+func (x *RotationStep) GetLive() uint32 {
+	if x != nil {
+		return x.Live
+	}
+	return 0
+}
+
+func (x *RotationStep) GetForced() bool {
+	if x != nil {
+		return x.Forced
+	}
+	return false
+}
+
+func (x *RotationStep) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
 type ApplyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// documents are JSON.
@@ -3211,7 +3997,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3223,7 +4009,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3236,7 +4022,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{45}
+	return file_aval_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ApplyRequest) GetDocuments() [][]byte {
@@ -3264,7 +4050,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3276,7 +4062,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3289,7 +4075,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{46}
+	return file_aval_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -3328,7 +4114,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3340,7 +4126,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3353,7 +4139,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{47}
+	return file_aval_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Change) GetKey() *ResourceKey {
@@ -3404,7 +4190,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3416,7 +4202,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3429,7 +4215,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{48}
+	return file_aval_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetRequest) GetKind() string {
@@ -3463,7 +4249,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3475,7 +4261,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3488,7 +4274,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{49}
+	return file_aval_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetResponse) GetDocuments() [][]byte {
@@ -3515,7 +4301,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3527,7 +4313,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3540,7 +4326,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{50}
+	return file_aval_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *DeleteRequest) GetKeys() []*ResourceKey {
@@ -3567,7 +4353,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3579,7 +4365,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3592,7 +4378,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{51}
+	return file_aval_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DeleteResponse) GetChanges() []*Change {
@@ -3621,7 +4407,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3633,7 +4419,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3646,7 +4432,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{52}
+	return file_aval_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *CreateTokenRequest) GetTtl() int64 {
@@ -3683,7 +4469,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3695,7 +4481,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3708,7 +4494,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{53}
+	return file_aval_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -3756,7 +4542,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3768,7 +4554,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3781,7 +4567,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{54}
+	return file_aval_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListNodesRequest) GetName() string {
@@ -3800,7 +4586,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3812,7 +4598,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3825,7 +4611,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{55}
+	return file_aval_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeState {
@@ -3856,7 +4642,7 @@ type NodeState struct {
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3868,7 +4654,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3881,7 +4667,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{56}
+	return file_aval_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *NodeState) GetNodeId() string {
@@ -3986,7 +4772,7 @@ type LiveSVID struct {
 
 func (x *LiveSVID) Reset() {
 	*x = LiveSVID{}
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3998,7 +4784,7 @@ func (x *LiveSVID) String() string {
 func (*LiveSVID) ProtoMessage() {}
 
 func (x *LiveSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4011,7 +4797,7 @@ func (x *LiveSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSVID.ProtoReflect.Descriptor instead.
 func (*LiveSVID) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{57}
+	return file_aval_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *LiveSVID) GetSpiffeId() string {
@@ -4044,7 +4830,7 @@ type EvictNodeRequest struct {
 
 func (x *EvictNodeRequest) Reset() {
 	*x = EvictNodeRequest{}
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4056,7 +4842,7 @@ func (x *EvictNodeRequest) String() string {
 func (*EvictNodeRequest) ProtoMessage() {}
 
 func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4069,7 +4855,7 @@ func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvictNodeRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{58}
+	return file_aval_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *EvictNodeRequest) GetName() string {
@@ -4088,7 +4874,7 @@ type EvictNodeResponse struct {
 
 func (x *EvictNodeResponse) Reset() {
 	*x = EvictNodeResponse{}
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4100,7 +4886,7 @@ func (x *EvictNodeResponse) String() string {
 func (*EvictNodeResponse) ProtoMessage() {}
 
 func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4113,7 +4899,7 @@ func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeResponse.ProtoReflect.Descriptor instead.
 func (*EvictNodeResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{59}
+	return file_aval_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *EvictNodeResponse) GetNode() *NodeState {
@@ -4142,7 +4928,7 @@ type EntriesRequest struct {
 
 func (x *EntriesRequest) Reset() {
 	*x = EntriesRequest{}
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4154,7 +4940,7 @@ func (x *EntriesRequest) String() string {
 func (*EntriesRequest) ProtoMessage() {}
 
 func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4167,7 +4953,7 @@ func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesRequest.ProtoReflect.Descriptor instead.
 func (*EntriesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{60}
+	return file_aval_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *EntriesRequest) GetLog() string {
@@ -4237,7 +5023,7 @@ type EntriesResponse struct {
 
 func (x *EntriesResponse) Reset() {
 	*x = EntriesResponse{}
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4249,7 +5035,7 @@ func (x *EntriesResponse) String() string {
 func (*EntriesResponse) ProtoMessage() {}
 
 func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4262,7 +5048,7 @@ func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesResponse.ProtoReflect.Descriptor instead.
 func (*EntriesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{61}
+	return file_aval_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *EntriesResponse) GetLog() string {
@@ -4287,7 +5073,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4299,7 +5085,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4312,7 +5098,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{62}
+	return file_aval_proto_rawDescGZIP(), []int{70}
 }
 
 type BackupResponse struct {
@@ -4324,7 +5110,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4336,7 +5122,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4349,7 +5135,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{63}
+	return file_aval_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -4367,7 +5153,7 @@ type ServerStatusRequest struct {
 
 func (x *ServerStatusRequest) Reset() {
 	*x = ServerStatusRequest{}
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4379,7 +5165,7 @@ func (x *ServerStatusRequest) String() string {
 func (*ServerStatusRequest) ProtoMessage() {}
 
 func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4392,7 +5178,7 @@ func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusRequest.ProtoReflect.Descriptor instead.
 func (*ServerStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{64}
+	return file_aval_proto_rawDescGZIP(), []int{72}
 }
 
 type ServerStatusResponse struct {
@@ -4428,7 +5214,7 @@ type ServerStatusResponse struct {
 
 func (x *ServerStatusResponse) Reset() {
 	*x = ServerStatusResponse{}
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4440,7 +5226,7 @@ func (x *ServerStatusResponse) String() string {
 func (*ServerStatusResponse) ProtoMessage() {}
 
 func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4453,7 +5239,7 @@ func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusResponse.ProtoReflect.Descriptor instead.
 func (*ServerStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{65}
+	return file_aval_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ServerStatusResponse) GetTrustDomain() string {
@@ -4624,7 +5410,7 @@ type KeySetState struct {
 
 func (x *KeySetState) Reset() {
 	*x = KeySetState{}
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4636,7 +5422,7 @@ func (x *KeySetState) String() string {
 func (*KeySetState) ProtoMessage() {}
 
 func (x *KeySetState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4649,7 +5435,7 @@ func (x *KeySetState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeySetState.ProtoReflect.Descriptor instead.
 func (*KeySetState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{66}
+	return file_aval_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *KeySetState) GetUri() string {
@@ -4704,20 +5490,22 @@ func (x *KeySetState) GetError() string {
 type AuthorityState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// role is root, intermediate or server.
-	Role          string `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
-	SpiffeId      string `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
-	Serial        string `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
-	Ski           string `protobuf:"bytes,4,opt,name=ski,proto3" json:"ski,omitempty"`
-	NotBefore     int64  `protobuf:"varint,5,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
-	NotAfter      int64  `protobuf:"varint,6,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
-	Hash          string `protobuf:"bytes,7,opt,name=hash,proto3" json:"hash,omitempty"`
+	Role      string `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
+	SpiffeId  string `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Serial    string `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
+	Ski       string `protobuf:"bytes,4,opt,name=ski,proto3" json:"ski,omitempty"`
+	NotBefore int64  `protobuf:"varint,5,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotAfter  int64  `protobuf:"varint,6,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	Hash      string `protobuf:"bytes,7,opt,name=hash,proto3" json:"hash,omitempty"`
+	// state is issuing or trusted.
+	State         string `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AuthorityState) Reset() {
 	*x = AuthorityState{}
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4729,7 +5517,7 @@ func (x *AuthorityState) String() string {
 func (*AuthorityState) ProtoMessage() {}
 
 func (x *AuthorityState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4742,7 +5530,7 @@ func (x *AuthorityState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityState.ProtoReflect.Descriptor instead.
 func (*AuthorityState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{67}
+	return file_aval_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *AuthorityState) GetRole() string {
@@ -4794,6 +5582,13 @@ func (x *AuthorityState) GetHash() string {
 	return ""
 }
 
+func (x *AuthorityState) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
 type LogState struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -4808,7 +5603,7 @@ type LogState struct {
 
 func (x *LogState) Reset() {
 	*x = LogState{}
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4820,7 +5615,7 @@ func (x *LogState) String() string {
 func (*LogState) ProtoMessage() {}
 
 func (x *LogState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4833,7 +5628,7 @@ func (x *LogState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogState.ProtoReflect.Descriptor instead.
 func (*LogState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{68}
+	return file_aval_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *LogState) GetName() string {
@@ -4892,7 +5687,7 @@ type ExplainStrictRequest struct {
 
 func (x *ExplainStrictRequest) Reset() {
 	*x = ExplainStrictRequest{}
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4904,7 +5699,7 @@ func (x *ExplainStrictRequest) String() string {
 func (*ExplainStrictRequest) ProtoMessage() {}
 
 func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4917,7 +5712,7 @@ func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictRequest.ProtoReflect.Descriptor instead.
 func (*ExplainStrictRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{69}
+	return file_aval_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ExplainStrictRequest) GetTarget() string {
@@ -4951,7 +5746,7 @@ type ExplainStrictResponse struct {
 
 func (x *ExplainStrictResponse) Reset() {
 	*x = ExplainStrictResponse{}
-	mi := &file_aval_proto_msgTypes[70]
+	mi := &file_aval_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4963,7 +5758,7 @@ func (x *ExplainStrictResponse) String() string {
 func (*ExplainStrictResponse) ProtoMessage() {}
 
 func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[70]
+	mi := &file_aval_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4976,7 +5771,7 @@ func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictResponse.ProtoReflect.Descriptor instead.
 func (*ExplainStrictResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{70}
+	return file_aval_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ExplainStrictResponse) GetWorkloads() []*StrictWorkload {
@@ -5050,7 +5845,7 @@ type StrictWorkload struct {
 
 func (x *StrictWorkload) Reset() {
 	*x = StrictWorkload{}
-	mi := &file_aval_proto_msgTypes[71]
+	mi := &file_aval_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5062,7 +5857,7 @@ func (x *StrictWorkload) String() string {
 func (*StrictWorkload) ProtoMessage() {}
 
 func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[71]
+	mi := &file_aval_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5075,7 +5870,7 @@ func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictWorkload.ProtoReflect.Descriptor instead.
 func (*StrictWorkload) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{71}
+	return file_aval_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *StrictWorkload) GetRegistration() string {
@@ -5190,7 +5985,7 @@ type StrictException struct {
 
 func (x *StrictException) Reset() {
 	*x = StrictException{}
-	mi := &file_aval_proto_msgTypes[72]
+	mi := &file_aval_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5202,7 +5997,7 @@ func (x *StrictException) String() string {
 func (*StrictException) ProtoMessage() {}
 
 func (x *StrictException) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[72]
+	mi := &file_aval_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5215,7 +6010,7 @@ func (x *StrictException) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictException.ProtoReflect.Descriptor instead.
 func (*StrictException) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{72}
+	return file_aval_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *StrictException) GetName() string {
@@ -5262,7 +6057,7 @@ type StrictPort struct {
 
 func (x *StrictPort) Reset() {
 	*x = StrictPort{}
-	mi := &file_aval_proto_msgTypes[73]
+	mi := &file_aval_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5274,7 +6069,7 @@ func (x *StrictPort) String() string {
 func (*StrictPort) ProtoMessage() {}
 
 func (x *StrictPort) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[73]
+	mi := &file_aval_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5287,7 +6082,7 @@ func (x *StrictPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictPort.ProtoReflect.Descriptor instead.
 func (*StrictPort) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{73}
+	return file_aval_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *StrictPort) GetPort() uint32 {
@@ -5377,7 +6172,7 @@ type StrictClient struct {
 
 func (x *StrictClient) Reset() {
 	*x = StrictClient{}
-	mi := &file_aval_proto_msgTypes[74]
+	mi := &file_aval_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5389,7 +6184,7 @@ func (x *StrictClient) String() string {
 func (*StrictClient) ProtoMessage() {}
 
 func (x *StrictClient) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[74]
+	mi := &file_aval_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5402,7 +6197,7 @@ func (x *StrictClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictClient.ProtoReflect.Descriptor instead.
 func (*StrictClient) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{74}
+	return file_aval_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *StrictClient) GetCause() string {
@@ -5525,7 +6320,7 @@ type ProxyStatusRequest struct {
 
 func (x *ProxyStatusRequest) Reset() {
 	*x = ProxyStatusRequest{}
-	mi := &file_aval_proto_msgTypes[75]
+	mi := &file_aval_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5537,7 +6332,7 @@ func (x *ProxyStatusRequest) String() string {
 func (*ProxyStatusRequest) ProtoMessage() {}
 
 func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[75]
+	mi := &file_aval_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5550,7 +6345,7 @@ func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusRequest.ProtoReflect.Descriptor instead.
 func (*ProxyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{75}
+	return file_aval_proto_rawDescGZIP(), []int{83}
 }
 
 type ProxyStatusResponse struct {
@@ -5586,7 +6381,7 @@ type ProxyStatusResponse struct {
 
 func (x *ProxyStatusResponse) Reset() {
 	*x = ProxyStatusResponse{}
-	mi := &file_aval_proto_msgTypes[76]
+	mi := &file_aval_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5598,7 +6393,7 @@ func (x *ProxyStatusResponse) String() string {
 func (*ProxyStatusResponse) ProtoMessage() {}
 
 func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[76]
+	mi := &file_aval_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5611,7 +6406,7 @@ func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusResponse.ProtoReflect.Descriptor instead.
 func (*ProxyStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{76}
+	return file_aval_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ProxyStatusResponse) GetSpiffeId() string {
@@ -5777,7 +6572,7 @@ type ProxyRegistry struct {
 
 func (x *ProxyRegistry) Reset() {
 	*x = ProxyRegistry{}
-	mi := &file_aval_proto_msgTypes[77]
+	mi := &file_aval_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5789,7 +6584,7 @@ func (x *ProxyRegistry) String() string {
 func (*ProxyRegistry) ProtoMessage() {}
 
 func (x *ProxyRegistry) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[77]
+	mi := &file_aval_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5802,7 +6597,7 @@ func (x *ProxyRegistry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyRegistry.ProtoReflect.Descriptor instead.
 func (*ProxyRegistry) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{77}
+	return file_aval_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ProxyRegistry) GetAnnounced() []*Endpoint {
@@ -5858,7 +6653,7 @@ type ProxyDestination struct {
 
 func (x *ProxyDestination) Reset() {
 	*x = ProxyDestination{}
-	mi := &file_aval_proto_msgTypes[78]
+	mi := &file_aval_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5870,7 +6665,7 @@ func (x *ProxyDestination) String() string {
 func (*ProxyDestination) ProtoMessage() {}
 
 func (x *ProxyDestination) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[78]
+	mi := &file_aval_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5883,7 +6678,7 @@ func (x *ProxyDestination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyDestination.ProtoReflect.Descriptor instead.
 func (*ProxyDestination) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{78}
+	return file_aval_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ProxyDestination) GetAddress() string {
@@ -5948,7 +6743,7 @@ type ProxyListener struct {
 
 func (x *ProxyListener) Reset() {
 	*x = ProxyListener{}
-	mi := &file_aval_proto_msgTypes[79]
+	mi := &file_aval_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5960,7 +6755,7 @@ func (x *ProxyListener) String() string {
 func (*ProxyListener) ProtoMessage() {}
 
 func (x *ProxyListener) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[79]
+	mi := &file_aval_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5973,7 +6768,7 @@ func (x *ProxyListener) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyListener.ProtoReflect.Descriptor instead.
 func (*ProxyListener) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{79}
+	return file_aval_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ProxyListener) GetName() string {
@@ -6049,7 +6844,7 @@ type ConnectionsRequest struct {
 
 func (x *ConnectionsRequest) Reset() {
 	*x = ConnectionsRequest{}
-	mi := &file_aval_proto_msgTypes[80]
+	mi := &file_aval_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6061,7 +6856,7 @@ func (x *ConnectionsRequest) String() string {
 func (*ConnectionsRequest) ProtoMessage() {}
 
 func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[80]
+	mi := &file_aval_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6074,7 +6869,7 @@ func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsRequest.ProtoReflect.Descriptor instead.
 func (*ConnectionsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{80}
+	return file_aval_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ConnectionsRequest) GetDirection() string {
@@ -6093,7 +6888,7 @@ type ConnectionsResponse struct {
 
 func (x *ConnectionsResponse) Reset() {
 	*x = ConnectionsResponse{}
-	mi := &file_aval_proto_msgTypes[81]
+	mi := &file_aval_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6105,7 +6900,7 @@ func (x *ConnectionsResponse) String() string {
 func (*ConnectionsResponse) ProtoMessage() {}
 
 func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[81]
+	mi := &file_aval_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6118,7 +6913,7 @@ func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsResponse.ProtoReflect.Descriptor instead.
 func (*ConnectionsResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{81}
+	return file_aval_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ConnectionsResponse) GetConnections() []*ProxyConnection {
@@ -6157,7 +6952,7 @@ type ProxyConnection struct {
 
 func (x *ProxyConnection) Reset() {
 	*x = ProxyConnection{}
-	mi := &file_aval_proto_msgTypes[82]
+	mi := &file_aval_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6169,7 +6964,7 @@ func (x *ProxyConnection) String() string {
 func (*ProxyConnection) ProtoMessage() {}
 
 func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[82]
+	mi := &file_aval_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6182,7 +6977,7 @@ func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyConnection.ProtoReflect.Descriptor instead.
 func (*ProxyConnection) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{82}
+	return file_aval_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ProxyConnection) GetDirection() string {
@@ -6307,7 +7102,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_aval_proto_msgTypes[83]
+	mi := &file_aval_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6319,7 +7114,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[83]
+	mi := &file_aval_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6332,7 +7127,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{83}
+	return file_aval_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *DrainRequest) GetDeadline() int64 {
@@ -6353,7 +7148,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_aval_proto_msgTypes[84]
+	mi := &file_aval_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6365,7 +7160,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[84]
+	mi := &file_aval_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6378,7 +7173,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{84}
+	return file_aval_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *DrainResponse) GetOpen() int64 {
@@ -6436,11 +7231,13 @@ const file_aval_proto_rawDesc = "" +
 	"\x04held\x18\x01 \x01(\v2\x16.aval.wire.v1.PositionR\x04held\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
 	"\x05clock\x18\x03 \x01(\x03R\x05clock\x12\x1c\n" +
-	"\tevaluator\x18\x04 \x01(\rR\tevaluator\"i\n" +
+	"\tevaluator\x18\x04 \x01(\rR\tevaluator\"\x9d\x01\n" +
 	"\x03Ack\x122\n" +
 	"\bposition\x18\x01 \x01(\v2\x16.aval.wire.v1.PositionR\bposition\x12\x18\n" +
 	"\aissuers\x18\x02 \x03(\tR\aissuers\x12\x14\n" +
-	"\x05clock\x18\x03 \x01(\x03R\x05clock\"Z\n" +
+	"\x05clock\x18\x03 \x01(\x03R\x05clock\x12\x18\n" +
+	"\abundles\x18\x04 \x03(\fR\abundles\x12\x18\n" +
+	"\alagging\x18\x05 \x03(\tR\alagging\"Z\n" +
 	"\n" +
 	"IssueBatch\x12\x14\n" +
 	"\x05batch\x18\x01 \x01(\x04R\x05batch\x126\n" +
@@ -6453,7 +7250,7 @@ const file_aval_proto_rawDesc = "" +
 	"\vRecordBatch\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x16\n" +
 	"\x06events\x18\x02 \x03(\fR\x06events\x12\x12\n" +
-	"\x04lost\x18\x03 \x01(\x04R\x04lost\"\x98\x03\n" +
+	"\x04lost\x18\x03 \x01(\x04R\x04lost\"\xcb\x03\n" +
 	"\vServerFrame\x121\n" +
 	"\awelcome\x18\x01 \x01(\v2\x15.aval.wire.v1.WelcomeH\x00R\awelcome\x12+\n" +
 	"\x05delta\x18\x02 \x01(\v2\x13.aval.wire.v1.DeltaH\x00R\x05delta\x124\n" +
@@ -6462,8 +7259,15 @@ const file_aval_proto_rawDesc = "" +
 	"recordsAck\x12=\n" +
 	"\vcheckpoints\x18\x05 \x01(\v2\x19.aval.wire.v1.CheckpointsH\x00R\vcheckpoints\x121\n" +
 	"\agoodbye\x18\x06 \x01(\v2\x15.aval.wire.v1.GoodbyeH\x00R\agoodbye\x12;\n" +
-	"\tendpoints\x18\a \x01(\v2\x1b.aval.wire.v1.EndpointDeltaH\x00R\tendpointsB\a\n" +
-	"\x05frame\"\xf6\x02\n" +
+	"\tendpoints\x18\a \x01(\v2\x1b.aval.wire.v1.EndpointDeltaH\x00R\tendpoints\x121\n" +
+	"\areissue\x18\t \x01(\v2\x15.aval.wire.v1.ReissueH\x00R\areissueB\a\n" +
+	"\x05frame\"r\n" +
+	"\aReissue\x12\x18\n" +
+	"\aissuers\x18\x01 \x03(\tR\aissuers\x12\x1d\n" +
+	"\n" +
+	"spiffe_ids\x18\x02 \x03(\tR\tspiffeIds\x12\x16\n" +
+	"\x06before\x18\x03 \x01(\x03R\x06before\x12\x16\n" +
+	"\x06spread\x18\x04 \x01(\x03R\x06spread\"\xf6\x02\n" +
 	"\aWelcome\x122\n" +
 	"\bsettings\x18\x01 \x01(\v2\x16.aval.wire.v1.SettingsR\bsettings\x122\n" +
 	"\bposition\x18\x02 \x01(\v2\x16.aval.wire.v1.PositionR\bposition\x12\x14\n" +
@@ -6579,10 +7383,14 @@ const file_aval_proto_rawDesc = "" +
 	"\vEndpointSet\x124\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x16.aval.wire.v1.EndpointR\tendpoints\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"H\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"l\n" +
 	"\fWatchRequest\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x1c\n" +
-	"\tevaluator\x18\x02 \x01(\rR\tevaluator\"\xc9\x04\n" +
+	"\tevaluator\x18\x02 \x01(\rR\tevaluator\x12\"\n" +
+	"\facknowledges\x18\x05 \x01(\bR\facknowledges\"\x1f\n" +
+	"\vTookRequest\x12\x10\n" +
+	"\x03tag\x18\x01 \x01(\x04R\x03tag\"\x0e\n" +
+	"\fTookResponse\"\xdb\x04\n" +
 	"\bSnapshot\x122\n" +
 	"\bposition\x18\x01 \x01(\v2\x16.aval.wire.v1.PositionR\bposition\x122\n" +
 	"\bsettings\x18\x02 \x01(\v2\x16.aval.wire.v1.SettingsR\bsettings\x12\x1b\n" +
@@ -6596,7 +7404,8 @@ const file_aval_proto_rawDesc = "" +
 	"\anode_id\x18\n" +
 	" \x01(\tR\x06nodeId\x12\x1b\n" +
 	"\tissued_at\x18\v \x01(\x03R\bissuedAt\x12/\n" +
-	"\bkey_sets\x18\x0e \x03(\v2\x14.aval.wire.v1.KeySetR\akeySets\x1aA\n" +
+	"\bkey_sets\x18\x0e \x03(\v2\x14.aval.wire.v1.KeySetR\akeySets\x12\x10\n" +
+	"\x03tag\x18\x0f \x01(\x04R\x03tag\x1aA\n" +
 	"\x13WorkloadLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\"\n" +
@@ -6653,7 +7462,62 @@ const file_aval_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05since\x18\x04 \x01(\x03R\x05since\x12\x1a\n" +
 	"\bevidence\x18\x05 \x01(\tR\bevidence\x12\x1c\n" +
-	"\tconnected\x18\x06 \x01(\bR\tconnected\"E\n" +
+	"\tconnected\x18\x06 \x01(\bR\tconnected\"Y\n" +
+	"\x15RotationStatusRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05watch\x18\x03 \x01(\bR\x05watch\"\xc3\x01\n" +
+	"\rRotateRequest\x12\x12\n" +
+	"\x04verb\x18\x01 \x01(\tR\x04verb\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06settle\x18\x04 \x01(\x03R\x06settle\x12\x16\n" +
+	"\x06manual\x18\x05 \x01(\bR\x06manual\x12\x10\n" +
+	"\x03key\x18\x06 \x01(\tR\x03key\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x18\n" +
+	"\aconfirm\x18\b \x01(\tR\aconfirm\"\xed\x04\n" +
+	"\rRotationState\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02id\x18\x03 \x01(\tR\x02id\x12\x14\n" +
+	"\x05phase\x18\x04 \x01(\tR\x05phase\x12\x1c\n" +
+	"\temergency\x18\x05 \x01(\bR\temergency\x12\x16\n" +
+	"\x06manual\x18\x06 \x01(\bR\x06manual\x12\x14\n" +
+	"\x05since\x18\a \x01(\x03R\x05since\x12\x16\n" +
+	"\x06settle\x18\b \x01(\x03R\x06settle\x12\x1d\n" +
+	"\n" +
+	"started_by\x18\t \x01(\tR\tstartedBy\x12\x16\n" +
+	"\x06reason\x18\n" +
+	" \x01(\tR\x06reason\x12\x19\n" +
+	"\bold_hash\x18\v \x01(\tR\aoldHash\x12\x19\n" +
+	"\bnew_hash\x18\f \x01(\tR\anewHash\x12\x14\n" +
+	"\x05acked\x18\r \x01(\rR\x05acked\x12\x12\n" +
+	"\x04live\x18\x0e \x01(\rR\x04live\x126\n" +
+	"\aholders\x18\x0f \x03(\v2\x1c.aval.wire.v1.RotationHolderR\aholders\x120\n" +
+	"\x05steps\x18\x10 \x03(\v2\x1a.aval.wire.v1.RotationStepR\x05steps\x12\x12\n" +
+	"\x04next\x18\x11 \x01(\tR\x04next\x12\x12\n" +
+	"\x04gate\x18\x12 \x01(\tR\x04gate\x12\x1a\n" +
+	"\bearliest\x18\x13 \x01(\x03R\bearliest\x12\x16\n" +
+	"\x06breaks\x18\x14 \x03(\tR\x06breaks\x12\x14\n" +
+	"\x05clock\x18\x15 \x01(\x03R\x05clock\x12\x1d\n" +
+	"\n" +
+	"high_water\x18\x16 \x01(\x03R\thighWater\x12\x14\n" +
+	"\x05fault\x18\x17 \x01(\tR\x05fault\"\xc1\x01\n" +
+	"\x0eRotationHolder\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
+	"\tconnected\x18\x02 \x01(\bR\tconnected\x12!\n" +
+	"\flast_contact\x18\x03 \x01(\x03R\vlastContact\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\x12\x14\n" +
+	"\x05lacks\x18\x05 \x01(\tR\x05lacks\x12\x18\n" +
+	"\aproxies\x18\x06 \x03(\tR\aproxies\x12\x14\n" +
+	"\x05until\x18\a \x01(\x03R\x05until\"\x8c\x01\n" +
+	"\fRotationStep\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x0e\n" +
+	"\x02at\x18\x02 \x01(\x03R\x02at\x12\x14\n" +
+	"\x05acked\x18\x03 \x01(\rR\x05acked\x12\x12\n" +
+	"\x04live\x18\x04 \x01(\rR\x04live\x12\x16\n" +
+	"\x06forced\x18\x05 \x01(\bR\x06forced\x12\x14\n" +
+	"\x05actor\x18\x06 \x01(\tR\x05actor\"E\n" +
 	"\fApplyRequest\x12\x1c\n" +
 	"\tdocuments\x18\x01 \x03(\fR\tdocuments\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\x8c\x01\n" +
@@ -6776,7 +7640,7 @@ const file_aval_proto_rawDesc = "" +
 	"\akey_ids\x18\x04 \x03(\tR\x06keyIds\x12\x18\n" +
 	"\afetched\x18\x05 \x01(\x03R\afetched\x12\x18\n" +
 	"\achanged\x18\x06 \x01(\x03R\achanged\x12\x14\n" +
-	"\x05error\x18\a \x01(\tR\x05error\"\xbb\x01\n" +
+	"\x05error\x18\a \x01(\tR\x05error\"\xd1\x01\n" +
 	"\x0eAuthorityState\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x16\n" +
@@ -6785,7 +7649,8 @@ const file_aval_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\x05 \x01(\x03R\tnotBefore\x12\x1b\n" +
 	"\tnot_after\x18\x06 \x01(\x03R\bnotAfter\x12\x12\n" +
-	"\x04hash\x18\a \x01(\tR\x04hash\"\xb0\x01\n" +
+	"\x04hash\x18\a \x01(\tR\x04hash\x12\x14\n" +
+	"\x05state\x18\b \x01(\tR\x05state\"\xb0\x01\n" +
 	"\bLogState\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aentries\x18\x02 \x01(\x03R\aentries\x12'\n" +
@@ -6943,15 +7808,16 @@ const file_aval_proto_rawDesc = "" +
 	"\x04Node\x12C\n" +
 	"\x06Attest\x12\x1b.aval.wire.v1.AttestRequest\x1a\x1c.aval.wire.v1.AttestResponse\x12@\n" +
 	"\x05Renew\x12\x1a.aval.wire.v1.RenewRequest\x1a\x1b.aval.wire.v1.RenewResponse\x12>\n" +
-	"\x04Sync\x12\x17.aval.wire.v1.NodeFrame\x1a\x19.aval.wire.v1.ServerFrame(\x010\x012\x96\x02\n" +
+	"\x04Sync\x12\x17.aval.wire.v1.NodeFrame\x1a\x19.aval.wire.v1.ServerFrame(\x010\x012\xd5\x02\n" +
 	"\x05Proxy\x12=\n" +
-	"\x05Watch\x12\x1a.aval.wire.v1.WatchRequest\x1a\x16.aval.wire.v1.Snapshot0\x01\x12A\n" +
+	"\x05Watch\x12\x1a.aval.wire.v1.WatchRequest\x1a\x16.aval.wire.v1.Snapshot0\x01\x12=\n" +
+	"\x04Took\x12\x19.aval.wire.v1.TookRequest\x1a\x1a.aval.wire.v1.TookResponse\x12A\n" +
 	"\x06Report\x12\x19.aval.wire.v1.RecordBatch\x1a\x18.aval.wire.v1.RecordsAck(\x010\x01\x12A\n" +
 	"\bAnnounce\x12\x1a.aval.wire.v1.Announcement\x1a\x17.aval.wire.v1.Announced0\x01\x12H\n" +
 	"\tEndpoints\x12\x1e.aval.wire.v1.EndpointsRequest\x1a\x19.aval.wire.v1.EndpointSet0\x012\x94\x01\n" +
 	"\x05Local\x12F\n" +
 	"\aExplain\x12\x1c.aval.wire.v1.ExplainRequest\x1a\x1d.aval.wire.v1.ExplainResponse\x12C\n" +
-	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\xd6\x06\n" +
+	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\xf0\a\n" +
 	"\x05Admin\x12@\n" +
 	"\x05Apply\x12\x1a.aval.wire.v1.ApplyRequest\x1a\x1b.aval.wire.v1.ApplyResponse\x12:\n" +
 	"\x03Get\x12\x18.aval.wire.v1.GetRequest\x1a\x19.aval.wire.v1.GetResponse\x12C\n" +
@@ -6963,7 +7829,9 @@ const file_aval_proto_rawDesc = "" +
 	"\x06Backup\x12\x1b.aval.wire.v1.BackupRequest\x1a\x1c.aval.wire.v1.BackupResponse0\x01\x12U\n" +
 	"\fServerStatus\x12!.aval.wire.v1.ServerStatusRequest\x1a\".aval.wire.v1.ServerStatusResponse\x12X\n" +
 	"\rExplainStrict\x12\".aval.wire.v1.ExplainStrictRequest\x1a#.aval.wire.v1.ExplainStrictResponse\x12X\n" +
-	"\rListEndpoints\x12\".aval.wire.v1.ListEndpointsRequest\x1a#.aval.wire.v1.ListEndpointsResponse2\xfa\x01\n" +
+	"\rListEndpoints\x12\".aval.wire.v1.ListEndpointsRequest\x1a#.aval.wire.v1.ListEndpointsResponse\x12T\n" +
+	"\x0eRotationStatus\x12#.aval.wire.v1.RotationStatusRequest\x1a\x1b.aval.wire.v1.RotationState0\x01\x12B\n" +
+	"\x06Rotate\x12\x1b.aval.wire.v1.RotateRequest\x1a\x1b.aval.wire.v1.RotationState2\xfa\x01\n" +
 	"\n" +
 	"ProxyAdmin\x12R\n" +
 	"\vProxyStatus\x12 .aval.wire.v1.ProxyStatusRequest\x1a!.aval.wire.v1.ProxyStatusResponse\x12T\n" +
@@ -6982,7 +7850,7 @@ func file_aval_proto_rawDescGZIP() []byte {
 	return file_aval_proto_rawDescData
 }
 
-var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 93)
+var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 101)
 var file_aval_proto_goTypes = []any{
 	(*Position)(nil),              // 0: aval.wire.v1.Position
 	(*AttestRequest)(nil),         // 1: aval.wire.v1.AttestRequest
@@ -6997,218 +7865,235 @@ var file_aval_proto_goTypes = []any{
 	(*IssueRequest)(nil),          // 10: aval.wire.v1.IssueRequest
 	(*RecordBatch)(nil),           // 11: aval.wire.v1.RecordBatch
 	(*ServerFrame)(nil),           // 12: aval.wire.v1.ServerFrame
-	(*Welcome)(nil),               // 13: aval.wire.v1.Welcome
-	(*Endpoint)(nil),              // 14: aval.wire.v1.Endpoint
-	(*EndpointKey)(nil),           // 15: aval.wire.v1.EndpointKey
-	(*EndpointReport)(nil),        // 16: aval.wire.v1.EndpointReport
-	(*EndpointDelta)(nil),         // 17: aval.wire.v1.EndpointDelta
-	(*Settings)(nil),              // 18: aval.wire.v1.Settings
-	(*Delta)(nil),                 // 19: aval.wire.v1.Delta
-	(*KeySet)(nil),                // 20: aval.wire.v1.KeySet
-	(*Resource)(nil),              // 21: aval.wire.v1.Resource
-	(*ResourceKey)(nil),           // 22: aval.wire.v1.ResourceKey
-	(*Bundle)(nil),                // 23: aval.wire.v1.Bundle
-	(*IssueResults)(nil),          // 24: aval.wire.v1.IssueResults
-	(*IssueResult)(nil),           // 25: aval.wire.v1.IssueResult
-	(*Receipt)(nil),               // 26: aval.wire.v1.Receipt
-	(*RecordsAck)(nil),            // 27: aval.wire.v1.RecordsAck
-	(*Checkpoints)(nil),           // 28: aval.wire.v1.Checkpoints
-	(*Checkpoint)(nil),            // 29: aval.wire.v1.Checkpoint
-	(*Goodbye)(nil),               // 30: aval.wire.v1.Goodbye
-	(*Announcement)(nil),          // 31: aval.wire.v1.Announcement
-	(*Announced)(nil),             // 32: aval.wire.v1.Announced
-	(*EndpointsRequest)(nil),      // 33: aval.wire.v1.EndpointsRequest
-	(*EndpointSet)(nil),           // 34: aval.wire.v1.EndpointSet
-	(*WatchRequest)(nil),          // 35: aval.wire.v1.WatchRequest
-	(*Snapshot)(nil),              // 36: aval.wire.v1.Snapshot
-	(*ExplainRequest)(nil),        // 37: aval.wire.v1.ExplainRequest
-	(*ExplainResponse)(nil),       // 38: aval.wire.v1.ExplainResponse
-	(*ExplainedRegistration)(nil), // 39: aval.wire.v1.ExplainedRegistration
-	(*StatusRequest)(nil),         // 40: aval.wire.v1.StatusRequest
-	(*StatusResponse)(nil),        // 41: aval.wire.v1.StatusResponse
-	(*ListEndpointsRequest)(nil),  // 42: aval.wire.v1.ListEndpointsRequest
-	(*ListEndpointsResponse)(nil), // 43: aval.wire.v1.ListEndpointsResponse
-	(*EndpointState)(nil),         // 44: aval.wire.v1.EndpointState
-	(*ApplyRequest)(nil),          // 45: aval.wire.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 46: aval.wire.v1.ApplyResponse
-	(*Change)(nil),                // 47: aval.wire.v1.Change
-	(*GetRequest)(nil),            // 48: aval.wire.v1.GetRequest
-	(*GetResponse)(nil),           // 49: aval.wire.v1.GetResponse
-	(*DeleteRequest)(nil),         // 50: aval.wire.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 51: aval.wire.v1.DeleteResponse
-	(*CreateTokenRequest)(nil),    // 52: aval.wire.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 53: aval.wire.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),      // 54: aval.wire.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 55: aval.wire.v1.ListNodesResponse
-	(*NodeState)(nil),             // 56: aval.wire.v1.NodeState
-	(*LiveSVID)(nil),              // 57: aval.wire.v1.LiveSVID
-	(*EvictNodeRequest)(nil),      // 58: aval.wire.v1.EvictNodeRequest
-	(*EvictNodeResponse)(nil),     // 59: aval.wire.v1.EvictNodeResponse
-	(*EntriesRequest)(nil),        // 60: aval.wire.v1.EntriesRequest
-	(*EntriesResponse)(nil),       // 61: aval.wire.v1.EntriesResponse
-	(*BackupRequest)(nil),         // 62: aval.wire.v1.BackupRequest
-	(*BackupResponse)(nil),        // 63: aval.wire.v1.BackupResponse
-	(*ServerStatusRequest)(nil),   // 64: aval.wire.v1.ServerStatusRequest
-	(*ServerStatusResponse)(nil),  // 65: aval.wire.v1.ServerStatusResponse
-	(*KeySetState)(nil),           // 66: aval.wire.v1.KeySetState
-	(*AuthorityState)(nil),        // 67: aval.wire.v1.AuthorityState
-	(*LogState)(nil),              // 68: aval.wire.v1.LogState
-	(*ExplainStrictRequest)(nil),  // 69: aval.wire.v1.ExplainStrictRequest
-	(*ExplainStrictResponse)(nil), // 70: aval.wire.v1.ExplainStrictResponse
-	(*StrictWorkload)(nil),        // 71: aval.wire.v1.StrictWorkload
-	(*StrictException)(nil),       // 72: aval.wire.v1.StrictException
-	(*StrictPort)(nil),            // 73: aval.wire.v1.StrictPort
-	(*StrictClient)(nil),          // 74: aval.wire.v1.StrictClient
-	(*ProxyStatusRequest)(nil),    // 75: aval.wire.v1.ProxyStatusRequest
-	(*ProxyStatusResponse)(nil),   // 76: aval.wire.v1.ProxyStatusResponse
-	(*ProxyRegistry)(nil),         // 77: aval.wire.v1.ProxyRegistry
-	(*ProxyDestination)(nil),      // 78: aval.wire.v1.ProxyDestination
-	(*ProxyListener)(nil),         // 79: aval.wire.v1.ProxyListener
-	(*ConnectionsRequest)(nil),    // 80: aval.wire.v1.ConnectionsRequest
-	(*ConnectionsResponse)(nil),   // 81: aval.wire.v1.ConnectionsResponse
-	(*ProxyConnection)(nil),       // 82: aval.wire.v1.ProxyConnection
-	(*DrainRequest)(nil),          // 83: aval.wire.v1.DrainRequest
-	(*DrainResponse)(nil),         // 84: aval.wire.v1.DrainResponse
-	nil,                           // 85: aval.wire.v1.AttestResponse.AttributesEntry
-	nil,                           // 86: aval.wire.v1.Welcome.AttributesEntry
-	nil,                           // 87: aval.wire.v1.Endpoint.PortModesEntry
-	nil,                           // 88: aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	nil,                           // 89: aval.wire.v1.ExplainResponse.SelectorsEntry
-	nil,                           // 90: aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	nil,                           // 91: aval.wire.v1.CreateTokenRequest.AttributesEntry
-	nil,                           // 92: aval.wire.v1.NodeState.AttributesEntry
+	(*Reissue)(nil),               // 13: aval.wire.v1.Reissue
+	(*Welcome)(nil),               // 14: aval.wire.v1.Welcome
+	(*Endpoint)(nil),              // 15: aval.wire.v1.Endpoint
+	(*EndpointKey)(nil),           // 16: aval.wire.v1.EndpointKey
+	(*EndpointReport)(nil),        // 17: aval.wire.v1.EndpointReport
+	(*EndpointDelta)(nil),         // 18: aval.wire.v1.EndpointDelta
+	(*Settings)(nil),              // 19: aval.wire.v1.Settings
+	(*Delta)(nil),                 // 20: aval.wire.v1.Delta
+	(*KeySet)(nil),                // 21: aval.wire.v1.KeySet
+	(*Resource)(nil),              // 22: aval.wire.v1.Resource
+	(*ResourceKey)(nil),           // 23: aval.wire.v1.ResourceKey
+	(*Bundle)(nil),                // 24: aval.wire.v1.Bundle
+	(*IssueResults)(nil),          // 25: aval.wire.v1.IssueResults
+	(*IssueResult)(nil),           // 26: aval.wire.v1.IssueResult
+	(*Receipt)(nil),               // 27: aval.wire.v1.Receipt
+	(*RecordsAck)(nil),            // 28: aval.wire.v1.RecordsAck
+	(*Checkpoints)(nil),           // 29: aval.wire.v1.Checkpoints
+	(*Checkpoint)(nil),            // 30: aval.wire.v1.Checkpoint
+	(*Goodbye)(nil),               // 31: aval.wire.v1.Goodbye
+	(*Announcement)(nil),          // 32: aval.wire.v1.Announcement
+	(*Announced)(nil),             // 33: aval.wire.v1.Announced
+	(*EndpointsRequest)(nil),      // 34: aval.wire.v1.EndpointsRequest
+	(*EndpointSet)(nil),           // 35: aval.wire.v1.EndpointSet
+	(*WatchRequest)(nil),          // 36: aval.wire.v1.WatchRequest
+	(*TookRequest)(nil),           // 37: aval.wire.v1.TookRequest
+	(*TookResponse)(nil),          // 38: aval.wire.v1.TookResponse
+	(*Snapshot)(nil),              // 39: aval.wire.v1.Snapshot
+	(*ExplainRequest)(nil),        // 40: aval.wire.v1.ExplainRequest
+	(*ExplainResponse)(nil),       // 41: aval.wire.v1.ExplainResponse
+	(*ExplainedRegistration)(nil), // 42: aval.wire.v1.ExplainedRegistration
+	(*StatusRequest)(nil),         // 43: aval.wire.v1.StatusRequest
+	(*StatusResponse)(nil),        // 44: aval.wire.v1.StatusResponse
+	(*ListEndpointsRequest)(nil),  // 45: aval.wire.v1.ListEndpointsRequest
+	(*ListEndpointsResponse)(nil), // 46: aval.wire.v1.ListEndpointsResponse
+	(*EndpointState)(nil),         // 47: aval.wire.v1.EndpointState
+	(*RotationStatusRequest)(nil), // 48: aval.wire.v1.RotationStatusRequest
+	(*RotateRequest)(nil),         // 49: aval.wire.v1.RotateRequest
+	(*RotationState)(nil),         // 50: aval.wire.v1.RotationState
+	(*RotationHolder)(nil),        // 51: aval.wire.v1.RotationHolder
+	(*RotationStep)(nil),          // 52: aval.wire.v1.RotationStep
+	(*ApplyRequest)(nil),          // 53: aval.wire.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 54: aval.wire.v1.ApplyResponse
+	(*Change)(nil),                // 55: aval.wire.v1.Change
+	(*GetRequest)(nil),            // 56: aval.wire.v1.GetRequest
+	(*GetResponse)(nil),           // 57: aval.wire.v1.GetResponse
+	(*DeleteRequest)(nil),         // 58: aval.wire.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 59: aval.wire.v1.DeleteResponse
+	(*CreateTokenRequest)(nil),    // 60: aval.wire.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 61: aval.wire.v1.CreateTokenResponse
+	(*ListNodesRequest)(nil),      // 62: aval.wire.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 63: aval.wire.v1.ListNodesResponse
+	(*NodeState)(nil),             // 64: aval.wire.v1.NodeState
+	(*LiveSVID)(nil),              // 65: aval.wire.v1.LiveSVID
+	(*EvictNodeRequest)(nil),      // 66: aval.wire.v1.EvictNodeRequest
+	(*EvictNodeResponse)(nil),     // 67: aval.wire.v1.EvictNodeResponse
+	(*EntriesRequest)(nil),        // 68: aval.wire.v1.EntriesRequest
+	(*EntriesResponse)(nil),       // 69: aval.wire.v1.EntriesResponse
+	(*BackupRequest)(nil),         // 70: aval.wire.v1.BackupRequest
+	(*BackupResponse)(nil),        // 71: aval.wire.v1.BackupResponse
+	(*ServerStatusRequest)(nil),   // 72: aval.wire.v1.ServerStatusRequest
+	(*ServerStatusResponse)(nil),  // 73: aval.wire.v1.ServerStatusResponse
+	(*KeySetState)(nil),           // 74: aval.wire.v1.KeySetState
+	(*AuthorityState)(nil),        // 75: aval.wire.v1.AuthorityState
+	(*LogState)(nil),              // 76: aval.wire.v1.LogState
+	(*ExplainStrictRequest)(nil),  // 77: aval.wire.v1.ExplainStrictRequest
+	(*ExplainStrictResponse)(nil), // 78: aval.wire.v1.ExplainStrictResponse
+	(*StrictWorkload)(nil),        // 79: aval.wire.v1.StrictWorkload
+	(*StrictException)(nil),       // 80: aval.wire.v1.StrictException
+	(*StrictPort)(nil),            // 81: aval.wire.v1.StrictPort
+	(*StrictClient)(nil),          // 82: aval.wire.v1.StrictClient
+	(*ProxyStatusRequest)(nil),    // 83: aval.wire.v1.ProxyStatusRequest
+	(*ProxyStatusResponse)(nil),   // 84: aval.wire.v1.ProxyStatusResponse
+	(*ProxyRegistry)(nil),         // 85: aval.wire.v1.ProxyRegistry
+	(*ProxyDestination)(nil),      // 86: aval.wire.v1.ProxyDestination
+	(*ProxyListener)(nil),         // 87: aval.wire.v1.ProxyListener
+	(*ConnectionsRequest)(nil),    // 88: aval.wire.v1.ConnectionsRequest
+	(*ConnectionsResponse)(nil),   // 89: aval.wire.v1.ConnectionsResponse
+	(*ProxyConnection)(nil),       // 90: aval.wire.v1.ProxyConnection
+	(*DrainRequest)(nil),          // 91: aval.wire.v1.DrainRequest
+	(*DrainResponse)(nil),         // 92: aval.wire.v1.DrainResponse
+	nil,                           // 93: aval.wire.v1.AttestResponse.AttributesEntry
+	nil,                           // 94: aval.wire.v1.Welcome.AttributesEntry
+	nil,                           // 95: aval.wire.v1.Endpoint.PortModesEntry
+	nil,                           // 96: aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	nil,                           // 97: aval.wire.v1.ExplainResponse.SelectorsEntry
+	nil,                           // 98: aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	nil,                           // 99: aval.wire.v1.CreateTokenRequest.AttributesEntry
+	nil,                           // 100: aval.wire.v1.NodeState.AttributesEntry
 }
 var file_aval_proto_depIdxs = []int32{
-	23,  // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
-	85,  // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
+	24,  // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
+	93,  // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
 	7,   // 2: aval.wire.v1.NodeFrame.hello:type_name -> aval.wire.v1.Hello
 	8,   // 3: aval.wire.v1.NodeFrame.ack:type_name -> aval.wire.v1.Ack
 	9,   // 4: aval.wire.v1.NodeFrame.issue:type_name -> aval.wire.v1.IssueBatch
 	11,  // 5: aval.wire.v1.NodeFrame.records:type_name -> aval.wire.v1.RecordBatch
-	16,  // 6: aval.wire.v1.NodeFrame.endpoints:type_name -> aval.wire.v1.EndpointReport
+	17,  // 6: aval.wire.v1.NodeFrame.endpoints:type_name -> aval.wire.v1.EndpointReport
 	0,   // 7: aval.wire.v1.Hello.held:type_name -> aval.wire.v1.Position
 	0,   // 8: aval.wire.v1.Ack.position:type_name -> aval.wire.v1.Position
 	10,  // 9: aval.wire.v1.IssueBatch.requests:type_name -> aval.wire.v1.IssueRequest
-	13,  // 10: aval.wire.v1.ServerFrame.welcome:type_name -> aval.wire.v1.Welcome
-	19,  // 11: aval.wire.v1.ServerFrame.delta:type_name -> aval.wire.v1.Delta
-	24,  // 12: aval.wire.v1.ServerFrame.issued:type_name -> aval.wire.v1.IssueResults
-	27,  // 13: aval.wire.v1.ServerFrame.records_ack:type_name -> aval.wire.v1.RecordsAck
-	28,  // 14: aval.wire.v1.ServerFrame.checkpoints:type_name -> aval.wire.v1.Checkpoints
-	30,  // 15: aval.wire.v1.ServerFrame.goodbye:type_name -> aval.wire.v1.Goodbye
-	17,  // 16: aval.wire.v1.ServerFrame.endpoints:type_name -> aval.wire.v1.EndpointDelta
-	18,  // 17: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
-	0,   // 18: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
-	86,  // 19: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
-	87,  // 20: aval.wire.v1.Endpoint.port_modes:type_name -> aval.wire.v1.Endpoint.PortModesEntry
-	14,  // 21: aval.wire.v1.EndpointReport.endpoints:type_name -> aval.wire.v1.Endpoint
-	14,  // 22: aval.wire.v1.EndpointDelta.upserts:type_name -> aval.wire.v1.Endpoint
-	15,  // 23: aval.wire.v1.EndpointDelta.deletes:type_name -> aval.wire.v1.EndpointKey
-	0,   // 24: aval.wire.v1.Delta.position:type_name -> aval.wire.v1.Position
-	21,  // 25: aval.wire.v1.Delta.upserts:type_name -> aval.wire.v1.Resource
-	22,  // 26: aval.wire.v1.Delta.deletes:type_name -> aval.wire.v1.ResourceKey
-	23,  // 27: aval.wire.v1.Delta.bundles:type_name -> aval.wire.v1.Bundle
-	20,  // 28: aval.wire.v1.Delta.key_sets:type_name -> aval.wire.v1.KeySet
-	22,  // 29: aval.wire.v1.Resource.key:type_name -> aval.wire.v1.ResourceKey
-	25,  // 30: aval.wire.v1.IssueResults.results:type_name -> aval.wire.v1.IssueResult
-	26,  // 31: aval.wire.v1.IssueResult.receipt:type_name -> aval.wire.v1.Receipt
-	29,  // 32: aval.wire.v1.Checkpoints.checkpoints:type_name -> aval.wire.v1.Checkpoint
-	14,  // 33: aval.wire.v1.Announcement.endpoints:type_name -> aval.wire.v1.Endpoint
-	14,  // 34: aval.wire.v1.EndpointSet.endpoints:type_name -> aval.wire.v1.Endpoint
-	0,   // 35: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
-	18,  // 36: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
-	23,  // 37: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
-	88,  // 38: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	21,  // 39: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
-	20,  // 40: aval.wire.v1.Snapshot.key_sets:type_name -> aval.wire.v1.KeySet
-	89,  // 41: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
-	39,  // 42: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
-	90,  // 43: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	0,   // 44: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
-	44,  // 45: aval.wire.v1.ListEndpointsResponse.endpoints:type_name -> aval.wire.v1.EndpointState
-	14,  // 46: aval.wire.v1.EndpointState.endpoint:type_name -> aval.wire.v1.Endpoint
-	47,  // 47: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
-	0,   // 48: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
-	22,  // 49: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
-	0,   // 50: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
-	22,  // 51: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
-	47,  // 52: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
-	0,   // 53: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
-	91,  // 54: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
-	56,  // 55: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
-	92,  // 56: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
-	0,   // 57: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
-	57,  // 58: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
-	56,  // 59: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
-	0,   // 60: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
-	67,  // 61: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
-	68,  // 62: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
-	66,  // 63: aval.wire.v1.ServerStatusResponse.key_sets:type_name -> aval.wire.v1.KeySetState
-	71,  // 64: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
-	73,  // 65: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
-	72,  // 66: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
-	74,  // 67: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
-	79,  // 68: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
-	77,  // 69: aval.wire.v1.ProxyStatusResponse.registry:type_name -> aval.wire.v1.ProxyRegistry
-	78,  // 70: aval.wire.v1.ProxyStatusResponse.resolved:type_name -> aval.wire.v1.ProxyDestination
-	14,  // 71: aval.wire.v1.ProxyRegistry.announced:type_name -> aval.wire.v1.Endpoint
-	82,  // 72: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
-	3,   // 73: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,   // 74: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,   // 75: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
-	3,   // 76: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,   // 77: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,   // 78: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	1,   // 79: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
-	4,   // 80: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
-	6,   // 81: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
-	35,  // 82: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
-	11,  // 83: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
-	31,  // 84: aval.wire.v1.Proxy.Announce:input_type -> aval.wire.v1.Announcement
-	33,  // 85: aval.wire.v1.Proxy.Endpoints:input_type -> aval.wire.v1.EndpointsRequest
-	37,  // 86: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
-	40,  // 87: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
-	45,  // 88: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
-	48,  // 89: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
-	50,  // 90: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
-	52,  // 91: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
-	54,  // 92: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
-	58,  // 93: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
-	60,  // 94: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
-	62,  // 95: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
-	64,  // 96: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
-	69,  // 97: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
-	42,  // 98: aval.wire.v1.Admin.ListEndpoints:input_type -> aval.wire.v1.ListEndpointsRequest
-	75,  // 99: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
-	80,  // 100: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
-	83,  // 101: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
-	2,   // 102: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
-	5,   // 103: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
-	12,  // 104: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
-	36,  // 105: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
-	27,  // 106: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
-	32,  // 107: aval.wire.v1.Proxy.Announce:output_type -> aval.wire.v1.Announced
-	34,  // 108: aval.wire.v1.Proxy.Endpoints:output_type -> aval.wire.v1.EndpointSet
-	38,  // 109: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
-	41,  // 110: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
-	46,  // 111: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
-	49,  // 112: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
-	51,  // 113: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
-	53,  // 114: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
-	55,  // 115: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
-	59,  // 116: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
-	61,  // 117: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
-	63,  // 118: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
-	65,  // 119: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
-	70,  // 120: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
-	43,  // 121: aval.wire.v1.Admin.ListEndpoints:output_type -> aval.wire.v1.ListEndpointsResponse
-	76,  // 122: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
-	81,  // 123: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
-	84,  // 124: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
-	102, // [102:125] is the sub-list for method output_type
-	79,  // [79:102] is the sub-list for method input_type
-	79,  // [79:79] is the sub-list for extension type_name
-	79,  // [79:79] is the sub-list for extension extendee
-	0,   // [0:79] is the sub-list for field type_name
+	14,  // 10: aval.wire.v1.ServerFrame.welcome:type_name -> aval.wire.v1.Welcome
+	20,  // 11: aval.wire.v1.ServerFrame.delta:type_name -> aval.wire.v1.Delta
+	25,  // 12: aval.wire.v1.ServerFrame.issued:type_name -> aval.wire.v1.IssueResults
+	28,  // 13: aval.wire.v1.ServerFrame.records_ack:type_name -> aval.wire.v1.RecordsAck
+	29,  // 14: aval.wire.v1.ServerFrame.checkpoints:type_name -> aval.wire.v1.Checkpoints
+	31,  // 15: aval.wire.v1.ServerFrame.goodbye:type_name -> aval.wire.v1.Goodbye
+	18,  // 16: aval.wire.v1.ServerFrame.endpoints:type_name -> aval.wire.v1.EndpointDelta
+	13,  // 17: aval.wire.v1.ServerFrame.reissue:type_name -> aval.wire.v1.Reissue
+	19,  // 18: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
+	0,   // 19: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
+	94,  // 20: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
+	95,  // 21: aval.wire.v1.Endpoint.port_modes:type_name -> aval.wire.v1.Endpoint.PortModesEntry
+	15,  // 22: aval.wire.v1.EndpointReport.endpoints:type_name -> aval.wire.v1.Endpoint
+	15,  // 23: aval.wire.v1.EndpointDelta.upserts:type_name -> aval.wire.v1.Endpoint
+	16,  // 24: aval.wire.v1.EndpointDelta.deletes:type_name -> aval.wire.v1.EndpointKey
+	0,   // 25: aval.wire.v1.Delta.position:type_name -> aval.wire.v1.Position
+	22,  // 26: aval.wire.v1.Delta.upserts:type_name -> aval.wire.v1.Resource
+	23,  // 27: aval.wire.v1.Delta.deletes:type_name -> aval.wire.v1.ResourceKey
+	24,  // 28: aval.wire.v1.Delta.bundles:type_name -> aval.wire.v1.Bundle
+	21,  // 29: aval.wire.v1.Delta.key_sets:type_name -> aval.wire.v1.KeySet
+	23,  // 30: aval.wire.v1.Resource.key:type_name -> aval.wire.v1.ResourceKey
+	26,  // 31: aval.wire.v1.IssueResults.results:type_name -> aval.wire.v1.IssueResult
+	27,  // 32: aval.wire.v1.IssueResult.receipt:type_name -> aval.wire.v1.Receipt
+	30,  // 33: aval.wire.v1.Checkpoints.checkpoints:type_name -> aval.wire.v1.Checkpoint
+	15,  // 34: aval.wire.v1.Announcement.endpoints:type_name -> aval.wire.v1.Endpoint
+	15,  // 35: aval.wire.v1.EndpointSet.endpoints:type_name -> aval.wire.v1.Endpoint
+	0,   // 36: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
+	19,  // 37: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
+	24,  // 38: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
+	96,  // 39: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	22,  // 40: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
+	21,  // 41: aval.wire.v1.Snapshot.key_sets:type_name -> aval.wire.v1.KeySet
+	97,  // 42: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
+	42,  // 43: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
+	98,  // 44: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	0,   // 45: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
+	47,  // 46: aval.wire.v1.ListEndpointsResponse.endpoints:type_name -> aval.wire.v1.EndpointState
+	15,  // 47: aval.wire.v1.EndpointState.endpoint:type_name -> aval.wire.v1.Endpoint
+	51,  // 48: aval.wire.v1.RotationState.holders:type_name -> aval.wire.v1.RotationHolder
+	52,  // 49: aval.wire.v1.RotationState.steps:type_name -> aval.wire.v1.RotationStep
+	55,  // 50: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
+	0,   // 51: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
+	23,  // 52: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
+	0,   // 53: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
+	23,  // 54: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
+	55,  // 55: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
+	0,   // 56: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
+	99,  // 57: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
+	64,  // 58: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
+	100, // 59: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
+	0,   // 60: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
+	65,  // 61: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
+	64,  // 62: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
+	0,   // 63: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
+	75,  // 64: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
+	76,  // 65: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
+	74,  // 66: aval.wire.v1.ServerStatusResponse.key_sets:type_name -> aval.wire.v1.KeySetState
+	79,  // 67: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
+	81,  // 68: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
+	80,  // 69: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
+	82,  // 70: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
+	87,  // 71: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
+	85,  // 72: aval.wire.v1.ProxyStatusResponse.registry:type_name -> aval.wire.v1.ProxyRegistry
+	86,  // 73: aval.wire.v1.ProxyStatusResponse.resolved:type_name -> aval.wire.v1.ProxyDestination
+	15,  // 74: aval.wire.v1.ProxyRegistry.announced:type_name -> aval.wire.v1.Endpoint
+	90,  // 75: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
+	3,   // 76: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 77: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 78: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 79: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 80: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 81: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	1,   // 82: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
+	4,   // 83: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
+	6,   // 84: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
+	36,  // 85: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
+	37,  // 86: aval.wire.v1.Proxy.Took:input_type -> aval.wire.v1.TookRequest
+	11,  // 87: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
+	32,  // 88: aval.wire.v1.Proxy.Announce:input_type -> aval.wire.v1.Announcement
+	34,  // 89: aval.wire.v1.Proxy.Endpoints:input_type -> aval.wire.v1.EndpointsRequest
+	40,  // 90: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
+	43,  // 91: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
+	53,  // 92: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
+	56,  // 93: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
+	58,  // 94: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
+	60,  // 95: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
+	62,  // 96: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
+	66,  // 97: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
+	68,  // 98: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
+	70,  // 99: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
+	72,  // 100: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
+	77,  // 101: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
+	45,  // 102: aval.wire.v1.Admin.ListEndpoints:input_type -> aval.wire.v1.ListEndpointsRequest
+	48,  // 103: aval.wire.v1.Admin.RotationStatus:input_type -> aval.wire.v1.RotationStatusRequest
+	49,  // 104: aval.wire.v1.Admin.Rotate:input_type -> aval.wire.v1.RotateRequest
+	83,  // 105: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
+	88,  // 106: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
+	91,  // 107: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
+	2,   // 108: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
+	5,   // 109: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
+	12,  // 110: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
+	39,  // 111: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
+	38,  // 112: aval.wire.v1.Proxy.Took:output_type -> aval.wire.v1.TookResponse
+	28,  // 113: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
+	33,  // 114: aval.wire.v1.Proxy.Announce:output_type -> aval.wire.v1.Announced
+	35,  // 115: aval.wire.v1.Proxy.Endpoints:output_type -> aval.wire.v1.EndpointSet
+	41,  // 116: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
+	44,  // 117: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
+	54,  // 118: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
+	57,  // 119: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
+	59,  // 120: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
+	61,  // 121: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
+	63,  // 122: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
+	67,  // 123: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
+	69,  // 124: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
+	71,  // 125: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
+	73,  // 126: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
+	78,  // 127: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
+	46,  // 128: aval.wire.v1.Admin.ListEndpoints:output_type -> aval.wire.v1.ListEndpointsResponse
+	50,  // 129: aval.wire.v1.Admin.RotationStatus:output_type -> aval.wire.v1.RotationState
+	50,  // 130: aval.wire.v1.Admin.Rotate:output_type -> aval.wire.v1.RotationState
+	84,  // 131: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
+	89,  // 132: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
+	92,  // 133: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
+	108, // [108:134] is the sub-list for method output_type
+	82,  // [82:108] is the sub-list for method input_type
+	82,  // [82:82] is the sub-list for extension type_name
+	82,  // [82:82] is the sub-list for extension extendee
+	0,   // [0:82] is the sub-list for field type_name
 }
 
 func init() { file_aval_proto_init() }
@@ -7231,6 +8116,7 @@ func file_aval_proto_init() {
 		(*ServerFrame_Checkpoints)(nil),
 		(*ServerFrame_Goodbye)(nil),
 		(*ServerFrame_Endpoints)(nil),
+		(*ServerFrame_Reissue)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -7238,7 +8124,7 @@ func file_aval_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aval_proto_rawDesc), len(file_aval_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   93,
+			NumMessages:   101,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -208,6 +208,7 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	Proxy_Watch_FullMethodName     = "/aval.wire.v1.Proxy/Watch"
+	Proxy_Took_FullMethodName      = "/aval.wire.v1.Proxy/Took"
 	Proxy_Report_FullMethodName    = "/aval.wire.v1.Proxy/Report"
 	Proxy_Announce_FullMethodName  = "/aval.wire.v1.Proxy/Announce"
 	Proxy_Endpoints_FullMethodName = "/aval.wire.v1.Proxy/Endpoints"
@@ -221,6 +222,8 @@ const (
 // for the caller's attested identities only.
 type ProxyClient interface {
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Snapshot], error)
+	// Took tells that the proxy puts a snapshot to use, and nothing older.
+	Took(ctx context.Context, in *TookRequest, opts ...grpc.CallOption) (*TookResponse, error)
 	Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RecordBatch, RecordsAck], error)
 	// Announce says where the caller takes connections for one of its
 	// identities. It holds as long as the call lasts.
@@ -255,6 +258,16 @@ func (c *proxyClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Proxy_WatchClient = grpc.ServerStreamingClient[Snapshot]
+
+func (c *proxyClient) Took(ctx context.Context, in *TookRequest, opts ...grpc.CallOption) (*TookResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TookResponse)
+	err := c.cc.Invoke(ctx, Proxy_Took_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 func (c *proxyClient) Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RecordBatch, RecordsAck], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -315,6 +328,8 @@ type Proxy_EndpointsClient = grpc.ServerStreamingClient[EndpointSet]
 // for the caller's attested identities only.
 type ProxyServer interface {
 	Watch(*WatchRequest, grpc.ServerStreamingServer[Snapshot]) error
+	// Took tells that the proxy puts a snapshot to use, and nothing older.
+	Took(context.Context, *TookRequest) (*TookResponse, error)
 	Report(grpc.BidiStreamingServer[RecordBatch, RecordsAck]) error
 	// Announce says where the caller takes connections for one of its
 	// identities. It holds as long as the call lasts.
@@ -333,6 +348,9 @@ type UnimplementedProxyServer struct{}
 
 func (UnimplementedProxyServer) Watch(*WatchRequest, grpc.ServerStreamingServer[Snapshot]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
+func (UnimplementedProxyServer) Took(context.Context, *TookRequest) (*TookResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Took not implemented")
 }
 func (UnimplementedProxyServer) Report(grpc.BidiStreamingServer[RecordBatch, RecordsAck]) error {
 	return status.Error(codes.Unimplemented, "method Report not implemented")
@@ -375,6 +393,24 @@ func _Proxy_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Proxy_WatchServer = grpc.ServerStreamingServer[Snapshot]
 
+func _Proxy_Took_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TookRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ProxyServer).Took(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Proxy_Took_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ProxyServer).Took(ctx, req.(*TookRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Proxy_Report_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(ProxyServer).Report(&grpc.GenericServerStream[RecordBatch, RecordsAck]{ServerStream: stream})
 }
@@ -410,7 +446,12 @@ type Proxy_EndpointsServer = grpc.ServerStreamingServer[EndpointSet]
 var Proxy_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "aval.wire.v1.Proxy",
 	HandlerType: (*ProxyServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Took",
+			Handler:    _Proxy_Took_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Watch",
@@ -582,17 +623,19 @@ var Local_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Admin_Apply_FullMethodName         = "/aval.wire.v1.Admin/Apply"
-	Admin_Get_FullMethodName           = "/aval.wire.v1.Admin/Get"
-	Admin_Delete_FullMethodName        = "/aval.wire.v1.Admin/Delete"
-	Admin_CreateToken_FullMethodName   = "/aval.wire.v1.Admin/CreateToken"
-	Admin_ListNodes_FullMethodName     = "/aval.wire.v1.Admin/ListNodes"
-	Admin_EvictNode_FullMethodName     = "/aval.wire.v1.Admin/EvictNode"
-	Admin_Entries_FullMethodName       = "/aval.wire.v1.Admin/Entries"
-	Admin_Backup_FullMethodName        = "/aval.wire.v1.Admin/Backup"
-	Admin_ServerStatus_FullMethodName  = "/aval.wire.v1.Admin/ServerStatus"
-	Admin_ExplainStrict_FullMethodName = "/aval.wire.v1.Admin/ExplainStrict"
-	Admin_ListEndpoints_FullMethodName = "/aval.wire.v1.Admin/ListEndpoints"
+	Admin_Apply_FullMethodName          = "/aval.wire.v1.Admin/Apply"
+	Admin_Get_FullMethodName            = "/aval.wire.v1.Admin/Get"
+	Admin_Delete_FullMethodName         = "/aval.wire.v1.Admin/Delete"
+	Admin_CreateToken_FullMethodName    = "/aval.wire.v1.Admin/CreateToken"
+	Admin_ListNodes_FullMethodName      = "/aval.wire.v1.Admin/ListNodes"
+	Admin_EvictNode_FullMethodName      = "/aval.wire.v1.Admin/EvictNode"
+	Admin_Entries_FullMethodName        = "/aval.wire.v1.Admin/Entries"
+	Admin_Backup_FullMethodName         = "/aval.wire.v1.Admin/Backup"
+	Admin_ServerStatus_FullMethodName   = "/aval.wire.v1.Admin/ServerStatus"
+	Admin_ExplainStrict_FullMethodName  = "/aval.wire.v1.Admin/ExplainStrict"
+	Admin_ListEndpoints_FullMethodName  = "/aval.wire.v1.Admin/ListEndpoints"
+	Admin_RotationStatus_FullMethodName = "/aval.wire.v1.Admin/RotationStatus"
+	Admin_Rotate_FullMethodName         = "/aval.wire.v1.Admin/Rotate"
 )
 
 // AdminClient is the client API for Admin service.
@@ -615,6 +658,10 @@ type AdminClient interface {
 	ExplainStrict(ctx context.Context, in *ExplainStrictRequest, opts ...grpc.CallOption) (*ExplainStrictResponse, error)
 	// ListEndpoints shows the registry of endpoints, with what was refused.
 	ListEndpoints(ctx context.Context, in *ListEndpointsRequest, opts ...grpc.CallOption) (*ListEndpointsResponse, error)
+	// RotationStatus tells how far a rotation is; with watch, at each change.
+	RotationStatus(ctx context.Context, in *RotationStatusRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RotationState], error)
+	// Rotate starts, aborts, advances or forces a rotation, or taints.
+	Rotate(ctx context.Context, in *RotateRequest, opts ...grpc.CallOption) (*RotationState, error)
 }
 
 type adminClient struct {
@@ -753,6 +800,35 @@ func (c *adminClient) ListEndpoints(ctx context.Context, in *ListEndpointsReques
 	return out, nil
 }
 
+func (c *adminClient) RotationStatus(ctx context.Context, in *RotationStatusRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RotationState], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[2], Admin_RotationStatus_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RotationStatusRequest, RotationState]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_RotationStatusClient = grpc.ServerStreamingClient[RotationState]
+
+func (c *adminClient) Rotate(ctx context.Context, in *RotateRequest, opts ...grpc.CallOption) (*RotationState, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotationState)
+	err := c.cc.Invoke(ctx, Admin_Rotate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -773,6 +849,10 @@ type AdminServer interface {
 	ExplainStrict(context.Context, *ExplainStrictRequest) (*ExplainStrictResponse, error)
 	// ListEndpoints shows the registry of endpoints, with what was refused.
 	ListEndpoints(context.Context, *ListEndpointsRequest) (*ListEndpointsResponse, error)
+	// RotationStatus tells how far a rotation is; with watch, at each change.
+	RotationStatus(*RotationStatusRequest, grpc.ServerStreamingServer[RotationState]) error
+	// Rotate starts, aborts, advances or forces a rotation, or taints.
+	Rotate(context.Context, *RotateRequest) (*RotationState, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -815,6 +895,12 @@ func (UnimplementedAdminServer) ExplainStrict(context.Context, *ExplainStrictReq
 }
 func (UnimplementedAdminServer) ListEndpoints(context.Context, *ListEndpointsRequest) (*ListEndpointsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListEndpoints not implemented")
+}
+func (UnimplementedAdminServer) RotationStatus(*RotationStatusRequest, grpc.ServerStreamingServer[RotationState]) error {
+	return status.Error(codes.Unimplemented, "method RotationStatus not implemented")
+}
+func (UnimplementedAdminServer) Rotate(context.Context, *RotateRequest) (*RotationState, error) {
+	return nil, status.Error(codes.Unimplemented, "method Rotate not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -1021,6 +1107,35 @@ func _Admin_ListEndpoints_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_RotationStatus_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(RotationStatusRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).RotationStatus(m, &grpc.GenericServerStream[RotationStatusRequest, RotationState]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_RotationStatusServer = grpc.ServerStreamingServer[RotationState]
+
+func _Admin_Rotate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Rotate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Rotate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Rotate(ctx, req.(*RotateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1064,6 +1179,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "ListEndpoints",
 			Handler:    _Admin_ListEndpoints_Handler,
 		},
+		{
+			MethodName: "Rotate",
+			Handler:    _Admin_Rotate_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -1074,6 +1193,11 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Backup",
 			Handler:       _Admin_Backup_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "RotationStatus",
+			Handler:       _Admin_RotationStatus_Handler,
 			ServerStreams: true,
 		},
 	},
