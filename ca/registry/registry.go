@@ -19,6 +19,7 @@ import (
 	"github.com/aval-id/aval/ca"
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/directory"
+	"github.com/aval-id/aval/identity/directory/protocol"
 	"github.com/aval-id/aval/identity/wire"
 )
 
@@ -196,7 +197,7 @@ func (r *Registry) take(n *node, id identity.ID, report *wire.EndpointReport, no
 	list := report.GetEndpoints()
 	for _, w := range list[:min(len(list), directory.MaxPerNode)] {
 		w.Node = id.String()
-		e, err := directory.Parse(w)
+		e, err := protocol.ToEndpoint(w)
 		switch {
 		case err == nil && n.claims[e.Key] != nil:
 			kept[e.Key] = true
@@ -329,7 +330,7 @@ func (r *Registry) settle(a netip.Addr) {
 }
 
 // Read returns the deltas that a reader lacks.
-func (r *Registry) Read(reader *directory.Reader, settled bool) []*wire.EndpointDelta {
+func (r *Registry) Read(reader *directory.Reader, settled bool) []*directory.Delta {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.journal.Read(reader, settled)

@@ -19,6 +19,7 @@ import (
 	"github.com/aval-id/aval/ca"
 	"github.com/aval-id/aval/ca/registry"
 	"github.com/aval-id/aval/identity"
+	"github.com/aval-id/aval/identity/directory/protocol"
 	"github.com/aval-id/aval/identity/document"
 	"github.com/aval-id/aval/identity/wire"
 	"github.com/aval-id/aval/rotation"
@@ -141,7 +142,7 @@ func (s *Server) pushEndpoints(sess *session) error {
 		return nil
 	}
 	for _, d := range s.registry.Read(&sess.endpoints, s.settled.Load()) {
-		if err := sess.send(&wire.ServerFrame{Frame: &wire.ServerFrame_Endpoints{Endpoints: d}}); err != nil {
+		if err := sess.send(&wire.ServerFrame{Frame: &wire.ServerFrame_Endpoints{Endpoints: protocol.FromEndpointDelta(d)}}); err != nil {
 			return err
 		}
 	}
@@ -196,7 +197,7 @@ func (s adminService) ListEndpoints(context.Context, *wire.ListEndpointsRequest)
 		if st.ID.IsZero() {
 			e.Endpoint = &wire.Endpoint{Node: st.Node.String()}
 		} else {
-			e.Endpoint = st.Wire()
+			e.Endpoint = protocol.FromEndpoint(st.Endpoint)
 		}
 		out.Endpoints = append(out.Endpoints, e)
 	}
