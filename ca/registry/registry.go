@@ -78,8 +78,9 @@ func New(cfg Config) *Registry {
 		byAddress: map[netip.Addr]map[*claim]bool{}, conflicts: map[directory.Key]directory.Key{}}
 }
 
-// Join says that a stream of the node has begun, from an address.
-func (r *Registry) Join(attested ca.AttestedNode, from netip.Addr) {
+// Join says that a stream of the node has begun, from an address. The function
+// that it returns says that it has ended: the node's claims stay for Grace.
+func (r *Registry) Join(attested ca.AttestedNode, from netip.Addr) (left func(now time.Time)) {
 	defer r.change()()
 	n := r.nodes[attested.ID()]
 	if n == nil {
@@ -101,17 +102,12 @@ func (r *Registry) Join(attested ca.AttestedNode, from netip.Addr) {
 	}
 	n.evidence = newEvidence(attested.Attributes(), from)
 	r.judge(n)
-}
-
-// Leave says that a stream of the node has ended. Its claims stay for Grace.
-func (r *Registry) Leave(id identity.ID, now time.Time) {
-	defer r.change()()
-	n := r.nodes[id]
-	if n == nil {
-		return
-	}
-	if n.open--; n.open <= 0 {
-		n.open, n.expires = 0, now.Add(Grace)
+	return func(now time.Time) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if n.open--; n.open == 0 {
+			n.expires = now.Add(Grace)
+		}
 	}
 }
 

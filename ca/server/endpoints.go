@@ -64,9 +64,9 @@ func (s *Server) joinRegistry(ctx context.Context, node ca.AttestedNode) (leave 
 			from = at.Addr().Unmap()
 		}
 	}
-	s.registry.Join(node, from)
+	left := s.registry.Join(node, from)
 	return func() {
-		s.registry.Leave(node.ID(), time.Now())
+		left(time.Now())
 		s.expiry.notify()
 	}
 }
