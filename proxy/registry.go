@@ -16,6 +16,7 @@ import (
 
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/directory"
+	"github.com/aval-id/aval/identity/directory/protocol"
 	"github.com/aval-id/aval/identity/wire"
 	"github.com/aval-id/aval/rotation"
 )
@@ -170,7 +171,7 @@ func (p *Proxy) followOnce(ctx context.Context, client wire.ProxyClient) (got bo
 			return got, err
 		}
 		for _, w := range part.GetEndpoints() {
-			e, err := directory.Parse(w)
+			e, err := protocol.ToEndpoint(w)
 			if err != nil {
 				p.log.Error("registry refused; the last one stays in force", "error", err)
 				return got, err

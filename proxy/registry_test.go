@@ -15,6 +15,7 @@ import (
 
 	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity/directory"
+	"github.com/aval-id/aval/identity/directory/protocol"
 	"github.com/aval-id/aval/identity/wire"
 	"github.com/aval-id/aval/proxy/intercept/netnstest"
 )
@@ -162,7 +163,7 @@ func TestUntilTheRegistryHasComeNobodyIsTakenForUnknown(t *testing.T) {
 		_, registered, known := r.find(t.Context(), to, time.Minute)
 		found <- registered && known
 	}()
-	e, err := directory.Parse(at(apiID, "10.0.0.1", 80, "STRICT"))
+	e, err := protocol.ToEndpoint(at(apiID, "10.0.0.1", 80, "STRICT"))
 	if err != nil {
 		t.Fatal(err)
 	}

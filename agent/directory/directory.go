@@ -131,17 +131,16 @@ func (d *Directory) Begin(kept bool) {
 	}
 }
 
-// Apply takes a delta of the stream. Faults are endpoints that this agent
-// cannot read, for the log.
-func (d *Directory) Apply(delta *wire.EndpointDelta) []error {
+// Apply takes a delta of the stream. The fault is a part that was left out.
+func (d *Directory) Apply(delta *directory.Delta) (fault error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	changed, faults := d.replica.Apply(delta)
+	changed, fault := d.replica.Apply(delta)
 	if changed {
 		d.set, _ = d.replica.Set()
 		d.shown.tell()
 	}
-	return faults
+	return fault
 }
 
 // Set returns the registry, nil while it is not known, with its revision and

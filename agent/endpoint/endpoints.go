@@ -10,6 +10,7 @@ import (
 
 	"github.com/aval-id/aval/agent/roster"
 	"github.com/aval-id/aval/identity/directory"
+	"github.com/aval-id/aval/identity/directory/protocol"
 	"github.com/aval-id/aval/identity/wire"
 	"github.com/aval-id/aval/rotation"
 	"google.golang.org/grpc/codes"
@@ -77,11 +78,11 @@ func stampEndpoints(list []*wire.Endpoint, reg *roster.Registration) ([]*wire.En
 	for _, w := range list {
 		w = proto.CloneOf(w)
 		w.Node, w.Registration, w.SpiffeId = "", reg.Path(), reg.ID.String()
-		e, err := directory.Parse(w)
+		e, err := protocol.ToEndpoint(w)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, e.Wire())
+		out = append(out, protocol.FromEndpoint(e))
 	}
 	return out, nil
 }
@@ -132,7 +133,7 @@ func sendEndpoints(set *directory.Set, revision uint64, stream wire.Proxy_Endpoi
 		n := min(len(all), endpointsAtOnce)
 		part := &wire.EndpointSet{Revision: revision, Complete: n == len(all)}
 		for _, e := range all[:n] {
-			part.Endpoints = append(part.Endpoints, e.Wire())
+			part.Endpoints = append(part.Endpoints, protocol.FromEndpoint(e))
 		}
 		if err := stream.Send(part); err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/aval-id/aval/identity/directory/protocol"
 	"github.com/aval-id/aval/identity/wire"
 	"github.com/aval-id/aval/rotation"
 )
@@ -44,9 +45,11 @@ func (s *session) report(ctx context.Context) error {
 
 // endpoints takes a delta of the registry.
 func (s *session) endpoints(d *wire.EndpointDelta) {
-	for i, fault := range s.client.cfg.Directory.Apply(d) {
-		if i == 0 {
-			s.client.cfg.Logger.Warn("an endpoint of the registry was left out", "error", fault)
-		}
+	delta, faults := protocol.ToEndpointDelta(d)
+	if fault := s.client.cfg.Directory.Apply(delta); fault != nil {
+		faults = append(faults, fault)
+	}
+	if len(faults) > 0 {
+		s.client.cfg.Logger.Warn("endpoints of the registry were left out", "endpoints", len(faults), "error", faults[0])
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/aval-id/aval/ca"
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/directory"
+	"github.com/aval-id/aval/identity/directory/protocol"
 	"github.com/aval-id/aval/identity/wire"
 )
 
@@ -77,8 +78,9 @@ func New(cfg Config) *Registry {
 		byAddress: map[netip.Addr]map[*claim]bool{}, conflicts: map[directory.Key]directory.Key{}}
 }
 
-// Join says that a stream of the node has begun, from an address.
-func (r *Registry) Join(attested ca.AttestedNode, from netip.Addr) {
+// Join says that a stream of the node has begun, from an address. The function
+// that it returns says that it has ended: the node's claims stay for Grace.
+func (r *Registry) Join(attested ca.AttestedNode, from netip.Addr) (left func(now time.Time)) {
 	defer r.change()()
 	n := r.nodes[attested.ID()]
 	if n == nil {
@@ -100,17 +102,12 @@ func (r *Registry) Join(attested ca.AttestedNode, from netip.Addr) {
 	}
 	n.evidence = newEvidence(attested.Attributes(), from)
 	r.judge(n)
-}
-
-// Leave says that a stream of the node has ended. Its claims stay for Grace.
-func (r *Registry) Leave(id identity.ID, now time.Time) {
-	defer r.change()()
-	n := r.nodes[id]
-	if n == nil {
-		return
-	}
-	if n.open--; n.open <= 0 {
-		n.open, n.expires = 0, now.Add(Grace)
+	return func(now time.Time) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if n.open--; n.open == 0 {
+			n.expires = now.Add(Grace)
+		}
 	}
 }
 
@@ -196,7 +193,7 @@ func (r *Registry) take(n *node, id identity.ID, report *wire.EndpointReport, no
 	list := report.GetEndpoints()
 	for _, w := range list[:min(len(list), directory.MaxPerNode)] {
 		w.Node = id.String()
-		e, err := directory.Parse(w)
+		e, err := protocol.ToEndpoint(w)
 		switch {
 		case err == nil && n.claims[e.Key] != nil:
 			kept[e.Key] = true
@@ -329,7 +326,7 @@ func (r *Registry) settle(a netip.Addr) {
 }
 
 // Read returns the deltas that a reader lacks.
-func (r *Registry) Read(reader *directory.Reader, settled bool) []*wire.EndpointDelta {
+func (r *Registry) Read(reader *directory.Reader, settled bool) []*directory.Delta {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.journal.Read(reader, settled)

@@ -29,6 +29,7 @@ type scene struct {
 	regs  map[string]identity.Registration
 	nodes map[string]ca.AttestedNode
 	r     *Registry
+	left  map[string]func(time.Time)
 	woken int
 	now   time.Time
 }
@@ -39,7 +40,7 @@ func newScene(t testing.TB) *scene {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &scene{t: t, td: td, regs: map[string]identity.Registration{}, nodes: map[string]ca.AttestedNode{}, now: time.Unix(1e9, 0)}
+	s := &scene{t: t, td: td, regs: map[string]identity.Registration{}, nodes: map[string]ca.AttestedNode{}, left: map[string]func(time.Time){}, now: time.Unix(1e9, 0)}
 	for _, name := range []string{"api", "db", "web"} {
 		s.regs["shop/"+name] = identity.Registration{Namespace: "shop", Name: name, ID: s.id("/ns/shop/sa/" + name)}
 	}
@@ -88,8 +89,11 @@ func proven(t testing.TB) ca.ProvenKey {
 // join opens a stream from an address.
 func (s *scene) join(node ca.AttestedNode, from string) {
 	a, _ := netip.ParseAddr(from)
-	s.r.Join(node, a)
+	s.left[node.Name()] = s.r.Join(node, a)
 }
+
+// leave ends the node's last stream.
+func (s *scene) leave(node string) { s.left[node](s.now) }
 
 // claim writes an endpoint as "api 10.0.0.1:80", with * for every port.
 func (s *scene) claim(text string) *wire.Endpoint {
@@ -227,8 +231,15 @@ func TestWhatWasInTheWayGivesRoom(t *testing.T) {
 	s.want("n2:db@10.0.0.1|80")
 	s.report("n1", "api 10.0.0.1|80")
 	s.want("n2:db@10.0.0.1|80")
+	evicted := s.left["n2"]
 	s.r.Drop(s.nodes["n2"].ID())
 	s.want("n1:api@10.0.0.1|80")
+	// It is let in again; the late end of its old stream means nothing then.
+	s.join(s.nodes["n2"], "192.0.2.1")
+	evicted(s.now)
+	s.report("n2", "db 10.0.0.2|80")
+	s.r.Expire(s.now.Add(time.Hour))
+	s.want("n1:api@10.0.0.1|80 n2:db@10.0.0.2|80")
 }
 
 func TestAnAddressThatAStreamComesFromBelongsToTheFirst(t *testing.T) {
@@ -242,7 +253,7 @@ func TestAnAddressThatAStreamComesFromBelongsToTheFirst(t *testing.T) {
 		t.Errorf("refused: %+v", refused)
 	}
 	// Its stream breaks, and for a while nobody else can take its place.
-	s.r.Leave(s.nodes["n1"].ID(), s.now)
+	s.leave("n1")
 	s.join(s.nodes["n2"], "10.0.0.1")
 	s.report("n2", "db 10.0.0.1|81")
 	s.want("n1:api@10.0.0.1|80")
@@ -259,7 +270,7 @@ func TestClaimsOutliveAStreamForAGraceAndNoLonger(t *testing.T) {
 	s.join(s.node("n1"), "10.0.0.1")
 	s.report("n1", "api 10.0.0.1|80")
 	id := s.nodes["n1"].ID()
-	s.r.Leave(id, s.now)
+	s.leave("n1")
 	if next := s.r.Expire(s.now.Add(Grace - 1)); next != s.now.Add(Grace) {
 		t.Errorf("next at %v", next)
 	}
@@ -277,7 +288,7 @@ func TestClaimsOutliveAStreamForAGraceAndNoLonger(t *testing.T) {
 		t.Error("a return is news")
 	}
 	// It comes back, and reports nothing.
-	s.r.Leave(id, s.now)
+	s.leave("n1")
 	s.join(s.nodes["n1"], "10.0.0.1")
 	if s.r.Reported(id) {
 		t.Error("it has reported nothing on this stream")
@@ -285,7 +296,7 @@ func TestClaimsOutliveAStreamForAGraceAndNoLonger(t *testing.T) {
 	s.r.Expire(s.now.Add(Grace))
 	s.want("")
 	s.report("n1", "api 10.0.0.1|80")
-	s.r.Leave(id, s.now)
+	s.leave("n1")
 	s.r.Expire(s.now.Add(Grace))
 	if s.want(""); len(s.r.States()) != 0 || len(s.r.remote) != 0 || len(s.r.byAddress) != 0 {
 		t.Error("something is kept of a node that is gone")
@@ -342,7 +353,7 @@ func TestNoTwoNodesShareAPortWithDifferentIdentitiesWhateverTheyReport(t *testin
 				s.r.Drop(s.nodes[node].ID())
 				s.join(s.nodes[node], "192.0.2.1")
 			case 1:
-				s.r.Leave(s.nodes[node].ID(), s.now)
+				s.leave(node)
 				s.r.Expire(s.now.Add(Grace))
 				s.join(s.nodes[node], "192.0.2.1")
 			default:

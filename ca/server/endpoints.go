@@ -19,6 +19,7 @@ import (
 	"github.com/aval-id/aval/ca"
 	"github.com/aval-id/aval/ca/registry"
 	"github.com/aval-id/aval/identity"
+	"github.com/aval-id/aval/identity/directory/protocol"
 	"github.com/aval-id/aval/identity/document"
 	"github.com/aval-id/aval/identity/wire"
 	"github.com/aval-id/aval/rotation"
@@ -64,9 +65,9 @@ func (s *Server) joinRegistry(ctx context.Context, node ca.AttestedNode) (leave 
 			from = at.Addr().Unmap()
 		}
 	}
-	s.registry.Join(node, from)
+	left := s.registry.Join(node, from)
 	return func() {
-		s.registry.Leave(node.ID(), time.Now())
+		left(time.Now())
 		s.expiry.notify()
 	}
 }
@@ -142,7 +143,7 @@ func (s *Server) pushEndpoints(sess *session) error {
 		return nil
 	}
 	for _, d := range s.registry.Read(&sess.endpoints, s.settled.Load()) {
-		if err := sess.send(&wire.ServerFrame{Frame: &wire.ServerFrame_Endpoints{Endpoints: d}}); err != nil {
+		if err := sess.send(&wire.ServerFrame{Frame: &wire.ServerFrame_Endpoints{Endpoints: protocol.FromEndpointDelta(d)}}); err != nil {
 			return err
 		}
 	}
@@ -197,7 +198,7 @@ func (s adminService) ListEndpoints(context.Context, *wire.ListEndpointsRequest)
 		if st.ID.IsZero() {
 			e.Endpoint = &wire.Endpoint{Node: st.Node.String()}
 		} else {
-			e.Endpoint = st.Wire()
+			e.Endpoint = protocol.FromEndpoint(st.Endpoint)
 		}
 		out.Endpoints = append(out.Endpoints, e)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/ca/registry"
 	"github.com/aval-id/aval/identity/directory"
+	"github.com/aval-id/aval/identity/directory/protocol"
 	"github.com/aval-id/aval/identity/wire"
 )
 
@@ -56,8 +57,9 @@ func (s *stream) follow(t testing.TB, replica *directory.Replica, want string) {
 		if d == nil {
 			t.Fatal("another frame than a delta of endpoints")
 		}
-		if _, faults := replica.Apply(d); faults != nil {
-			t.Fatal(faults)
+		parsed, faults := protocol.ToEndpointDelta(d)
+		if _, fault := replica.Apply(parsed); fault != nil || faults != nil {
+			t.Fatal(fault, faults)
 		}
 	}
 }
@@ -202,7 +204,8 @@ func TestAServerSettlesOnceItsNodesHaveReported(t *testing.T) {
 		t.Fatalf("before the other node has reported: %v", d)
 	}
 	var replica directory.Replica
-	replica.Apply(d)
+	parsed, _ := protocol.ToEndpointDelta(d)
+	replica.Apply(parsed)
 	n1.sync(t).reports(t, false, "api 10.1.0.1 80")
 	s2.follow(t, &replica, "10.1.0.1")
 	if time.Since(again.started) > settleTime {

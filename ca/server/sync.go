@@ -56,6 +56,9 @@ func (s nodeService) Sync(stream syncStream) error {
 	defer s.rollover.poke()
 	defer s.sessions.remove(sess)
 	defer s.joinRegistry(stream.Context(), attested)()
+	if node, ok := s.nodes.get(attested.Name()); !ok || node.Evicted { // in this very moment
+		s.registry.Drop(attested.ID())
+	}
 	return s.serve(stream, sess, hello)
 }
 

@@ -1,4 +1,4 @@
-// This file holds Endpoint, its parser and its bounds.
+// This file holds Endpoint, its checks and its bounds.
 
 package directory
 
@@ -10,8 +10,6 @@ import (
 	"slices"
 
 	"github.com/aval-id/aval/identity"
-	"github.com/aval-id/aval/identity/policy"
-	"github.com/aval-id/aval/identity/wire"
 )
 
 // The bounds of what one side may tell another.
@@ -25,14 +23,18 @@ const (
 	maxPath     = 256
 )
 
+// Disable is the only mode in which a port is dialled in plaintext. Every other
+// one means mutual TLS, also one that only newer programs know.
+const Disable = "DISABLE"
+
 // Endpoint is an address and a port where a workload takes connections. It is
 // immutable.
 type Endpoint struct {
 	Key
 	Registration string // namespace/name
 	Except       []uint16
-	Mode         policy.Mode // in force on its ports
-	PortModes    map[uint16]policy.Mode
+	Mode         string // in force on its ports
+	PortModes    map[uint16]string
 	Protocol     string
 	ALPN         []string
 }
@@ -45,87 +47,45 @@ type Key struct {
 	Port    uint16 // 0 is every port that Except does not name
 }
 
-// Parse reads what Wire gives. A mode that only newer programs know counts as
-// STRICT, so that it never lets plaintext through.
-func Parse(w *wire.Endpoint) (Endpoint, error) {
-	key, err := ParseKey(&wire.EndpointKey{Node: w.GetNode(), SpiffeId: w.GetSpiffeId(), Address: w.GetAddress(), Port: w.GetPort()})
-	if err != nil {
-		return Endpoint{}, fmt.Errorf("endpoint: %w", err)
-	}
-	e := Endpoint{Key: key, Registration: w.GetRegistration(), Mode: parseMode(w.GetMode()), Protocol: w.GetProtocol(), ALPN: w.GetAlpn()}
+// Check returns the endpoint with its exceptions in order, or what is wrong
+// with it.
+func (e Endpoint) Check() (Endpoint, error) {
 	fail := func(format string, args ...any) (Endpoint, error) {
 		return Endpoint{}, fmt.Errorf("endpoint %s: %w", e.Key, fmt.Errorf(format, args...))
 	}
-	if len(e.Registration) > maxPath || len(e.Protocol) > maxName || len(e.ALPN) > maxALPN ||
-		slices.ContainsFunc(e.ALPN, func(s string) bool { return len(s) > maxName }) {
-		return fail("registration, protocol or alpn is too long")
-	}
-	if len(w.GetExcept()) > MaxPorts || len(w.GetPortModes()) > MaxPorts {
+	long := func(s string) bool { return len(s) > maxName }
+	switch {
+	case len(e.Registration) > maxPath || long(e.Protocol) || long(e.Mode) || len(e.ALPN) > maxALPN || slices.ContainsFunc(e.ALPN, long):
+		return fail("registration, mode, protocol or alpn is too long")
+	case len(e.Except) > MaxPorts || len(e.PortModes) > MaxPorts:
 		return fail("more than %d exceptions", MaxPorts)
-	}
-	if e.Port != 0 && (len(w.GetExcept()) > 0 || len(w.GetPortModes()) > 0) {
+	case e.Port != 0 && len(e.Except)+len(e.PortModes) > 0:
 		return fail("exceptions have no meaning for a single port")
+	case slices.Contains(e.Except, 0):
+		return fail("except: port 0 is not from 1 to 65535")
 	}
-	for _, p := range w.GetExcept() {
-		port, err := parsePort(p)
-		if err != nil {
-			return fail("except: %w", err)
+	for port, mode := range e.PortModes {
+		if port == 0 || long(mode) {
+			return fail("port_modes: port %d or its mode cannot be", port)
 		}
-		e.Except = append(e.Except, port)
 	}
+	e.Except = slices.Clone(e.Except)
 	slices.Sort(e.Except)
 	e.Except = slices.Compact(e.Except)
-	for p, mode := range w.GetPortModes() {
-		port, err := parsePort(p)
-		if err != nil {
-			return fail("port_modes: %w", err)
-		}
-		if e.PortModes == nil {
-			e.PortModes = make(map[uint16]policy.Mode)
-		}
-		e.PortModes[port] = parseMode(mode)
-	}
-	return e, nil
+	return e, e.Key.Check()
 }
 
-func parsePort(n uint32) (uint16, error) {
-	if n == 0 || n > 65535 {
-		return 0, fmt.Errorf("port %d is not from 1 to 65535", n)
+// Check reports what is wrong with the key.
+func (k Key) Check() error {
+	switch {
+	case k.ID.Role() != identity.RoleWorkload:
+		return fmt.Errorf("spiffe_id: %q is not a workload's", k.ID)
+	case !k.Node.IsZero() && k.Node.Role() != identity.RoleNode:
+		return fmt.Errorf("node: %s is not a node's", k.Node)
+	case !Dialable(k.Address):
+		return fmt.Errorf("address: %s means another machine to everybody, or none", k.Address)
 	}
-	return uint16(n), nil
-}
-
-func parseMode(s string) policy.Mode {
-	if m, err := policy.ParseMode(s); err == nil && m != policy.Unset {
-		return m
-	}
-	return policy.Strict
-}
-
-// ParseKey reads what Key.Wire gives.
-func ParseKey(w *wire.EndpointKey) (k Key, err error) {
-	if k.ID, err = identity.ParseID(w.GetSpiffeId()); err != nil {
-		return Key{}, fmt.Errorf("spiffe_id: %w", err)
-	}
-	if k.ID.Role() != identity.RoleWorkload {
-		return Key{}, fmt.Errorf("spiffe_id: %s is not a workload's", k.ID)
-	}
-	if w.GetNode() != "" {
-		if k.Node, err = identity.ParseID(w.GetNode()); err != nil {
-			return Key{}, fmt.Errorf("node: %w", err)
-		}
-		if k.Node.Role() != identity.RoleNode {
-			return Key{}, fmt.Errorf("node: %s is not a node's", k.Node)
-		}
-	}
-	if k.Address, err = ParseAddress(w.GetAddress()); err != nil {
-		return Key{}, fmt.Errorf("address: %w", err)
-	}
-	if w.GetPort() > 65535 {
-		return Key{}, fmt.Errorf("port: %d is not from 0 to 65535", w.GetPort())
-	}
-	k.Port = uint16(w.GetPort())
-	return k, nil
+	return nil
 }
 
 // ParseAddress reads an address that others can dial. An IPv4 address mapped
@@ -154,32 +114,6 @@ func ParseAddress(text string) (netip.Addr, error) {
 func Dialable(a netip.Addr) bool {
 	broadcast := netip.AddrFrom4([4]byte{255, 255, 255, 255})
 	return a.IsValid() && a.Zone() == "" && !a.Is4In6() && a.IsGlobalUnicast() && a != broadcast
-}
-
-// Wire gives the endpoint its wire form.
-func (e Endpoint) Wire() *wire.Endpoint {
-	k := e.Key.Wire()
-	w := &wire.Endpoint{Node: k.Node, Registration: e.Registration, SpiffeId: k.SpiffeId, Address: k.Address, Port: k.Port,
-		Mode: e.Mode.String(), Protocol: e.Protocol, Alpn: e.ALPN}
-	for _, p := range e.Except {
-		w.Except = append(w.Except, uint32(p))
-	}
-	for p, m := range e.PortModes {
-		if w.PortModes == nil {
-			w.PortModes = make(map[uint32]string)
-		}
-		w.PortModes[uint32(p)] = m.String()
-	}
-	return w
-}
-
-// Wire gives the key its wire form.
-func (k Key) Wire() *wire.EndpointKey {
-	w := &wire.EndpointKey{SpiffeId: k.ID.String(), Address: k.Address.String(), Port: uint32(k.Port)}
-	if !k.Node.IsZero() {
-		w.Node = k.Node.String()
-	}
-	return w
 }
 
 // String prints who is where.
@@ -225,5 +159,5 @@ func (e Endpoint) Mutual(port uint16) bool {
 	if m, ok := e.PortModes[port]; ok {
 		mode = m
 	}
-	return mode != policy.Disable
+	return mode != Disable
 }

@@ -6,9 +6,16 @@ package directory
 import (
 	"maps"
 	"slices"
-
-	"github.com/aval-id/aval/identity/wire"
 )
+
+// Delta changes what a reader holds. What it held stays in use after a reset
+// until the next complete delta, which drops what has not come again since.
+type Delta struct {
+	Revision        uint64
+	Reset, Complete bool
+	Upserts         []Endpoint
+	Deletes         []Key
+}
 
 const (
 	// maxRecent bounds the changes that are remembered. A reader that is
@@ -88,25 +95,25 @@ type Reader struct {
 // Read returns the deltas that bring a reader up to the moment, none where it
 // is there, and moves it on. With settled false the registry may still miss
 // what its nodes have not told yet, and no delta is complete.
-func (j *Journal) Read(r *Reader, settled bool) []*wire.EndpointDelta {
+func (j *Journal) Read(r *Reader, settled bool) []*Delta {
 	if r.started && r.at == j.revision && (r.complete || !settled) {
 		return nil
 	}
-	var list []*wire.EndpointDelta
-	delta := func() *wire.EndpointDelta {
+	var list []*Delta
+	delta := func() *Delta {
 		if n := len(list); n > 0 && len(list[n-1].Upserts)+len(list[n-1].Deletes) < perDelta {
 			return list[n-1]
 		}
-		list = append(list, &wire.EndpointDelta{Revision: j.revision})
+		list = append(list, &Delta{Revision: j.revision})
 		return list[len(list)-1]
 	}
 	delta()
 	if !r.started || r.at < j.floor {
-		list[0].Reset_ = true
+		list[0].Reset = true
 		r.complete = false
 		for _, k := range slices.SortedFunc(maps.Keys(j.entries), Compare) {
 			d := delta()
-			d.Upserts = append(d.Upserts, j.entries[k].Wire())
+			d.Upserts = append(d.Upserts, j.entries[k])
 		}
 	} else {
 		i, _ := slices.BinarySearchFunc(j.recent, r.at+1, func(c changedKey, at uint64) int {
@@ -123,9 +130,9 @@ func (j *Journal) Read(r *Reader, settled bool) []*wire.EndpointDelta {
 			seen[c.key] = true
 			d := delta()
 			if e, ok := j.entries[c.key]; ok {
-				d.Upserts = append(d.Upserts, e.Wire())
+				d.Upserts = append(d.Upserts, e)
 			} else {
-				d.Deletes = append(d.Deletes, c.key.Wire())
+				d.Deletes = append(d.Deletes, c.key)
 			}
 		}
 	}

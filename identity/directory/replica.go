@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-
-	"github.com/aval-id/aval/identity/wire"
 )
 
 // Replica is the reader's end of deltas. The zero value holds nothing. It is
@@ -27,10 +25,11 @@ type Replica struct {
 // Begin says that a new stream begins: its first delta must be a reset.
 func (r *Replica) Begin() { r.started = false }
 
-// Apply takes one delta. It reports whether there is a new set to show. Faults
-// are entries that cannot be read; they are left out.
-func (r *Replica) Apply(d *wire.EndpointDelta) (changed bool, faults []error) {
-	if d.GetReset_() {
+// Apply takes one delta and reports whether there is a new set to show. The
+// fault is a part that was left out: the stream did not begin with the whole,
+// or there is too much of it.
+func (r *Replica) Apply(d *Delta) (changed bool, fault error) {
+	if d.Reset {
 		r.started = true
 		r.stale = make(map[Key]bool, len(r.entries))
 		for k := range r.entries {
@@ -38,41 +37,32 @@ func (r *Replica) Apply(d *wire.EndpointDelta) (changed bool, faults []error) {
 		}
 	}
 	if !r.started {
-		return false, []error{fmt.Errorf("endpoints at %d without the whole before them", d.GetRevision())}
+		return false, fmt.Errorf("endpoints at %d without the whole before them", d.Revision)
 	}
 	if r.entries == nil {
 		r.entries = make(map[Key]Endpoint)
 	}
-	for _, w := range d.GetDeletes() {
-		k, err := ParseKey(w)
-		if err != nil {
-			faults = append(faults, err)
-			continue
-		}
+	for _, k := range d.Deletes {
 		delete(r.entries, k)
 		delete(r.stale, k)
 	}
-	for _, w := range d.GetUpserts() {
-		e, err := Parse(w)
-		if err == nil && len(r.entries) >= 2*MaxTotal {
-			err = fmt.Errorf("endpoint %s is one too many", e.Key)
-		}
-		if err != nil {
-			faults = append(faults, err)
+	for _, e := range d.Upserts {
+		if len(r.entries) >= 2*MaxTotal {
+			fault = fmt.Errorf("endpoint %s is one too many", e.Key)
 			continue
 		}
 		r.entries[e.Key] = e
 		delete(r.stale, e.Key)
 	}
-	if d.GetComplete() {
+	if d.Complete {
 		r.shown = true
 		for k := range r.stale {
 			delete(r.entries, k)
 		}
 		r.stale = nil
 	}
-	r.revision = d.GetRevision()
-	return r.shown, faults
+	r.revision = d.Revision
+	return r.shown, fault
 }
 
 // Set returns what is held, and false while nothing complete has come yet.
