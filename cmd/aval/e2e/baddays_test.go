@@ -107,6 +107,29 @@ func TestAProxyNeedsNoPrivilegesAndSaysWhereItHasThem(t *testing.T) {
 	}
 }
 
+func TestANodeBeyondItsPaceGetsAllOfItsSVIDsLater(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	f := avaltest.New(t)
+	f.StartServer("--node-svids-per-second", "5", "--node-svid-burst", "8")
+	f.StartAgent("n1")
+	var docs strings.Builder
+	const wanted = 30
+	for i := range wanted {
+		fmt.Fprintf(&docs, "---\n%s\n", avaltest.Registration("shop", fmt.Sprintf("w%d", i)))
+	}
+	f.Apply(docs.String())
+	avaltest.Until(t, "all SVIDs", f.Stream(), func(m svids) bool { return len(m.GetSvids()) == wanted })
+	limited := false
+	for _, e := range f.Entries("refused") {
+		limited = limited || e["reason"] == "limit"
+	}
+	if !limited {
+		t.Error("nothing was refused, or it is not on record")
+	}
+}
+
 func TestKilledPartsComeBackUnderLoad(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts processes")
