@@ -50,6 +50,37 @@ func TestUnitsStayConfined(t *testing.T) {
 	}
 }
 
+// TestUnitsAreUnderstoodWhole: what systemd does not know of a unit it passes
+// over with a warning, and a misspelt confinement confines nothing.
+func TestUnitsAreUnderstoodWhole(t *testing.T) {
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		t.Skip("systemd-analyze is not installed (package systemd)")
+	}
+	units, err := filepath.Glob("systemd/*.service")
+	if err != nil || len(units) != len(exposure) {
+		t.Fatal(units, err)
+	}
+	program := regexp.MustCompile(`(?m)^ExecStart=/usr/local/bin/aval `)
+	dir := t.TempDir()
+	for _, unit := range units {
+		text, err := os.ReadFile(unit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !program.Match(text) {
+			t.Errorf("%s starts something else than the binary", unit)
+		}
+		copied := filepath.Join(dir, strings.Replace(filepath.Base(unit), "@.", "@web.", 1))
+		if err := os.WriteFile(copied, program.ReplaceAll(text, []byte("ExecStart=/bin/true ")), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", copied).CombinedOutput()
+		if err != nil || len(out) > 0 {
+			t.Errorf("%s: %v\n%s", unit, err, out)
+		}
+	}
+}
+
 var link = regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
 
 func TestLinksOfTheDocsLeadSomewhere(t *testing.T) {

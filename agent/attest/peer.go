@@ -71,7 +71,7 @@ func (p *Peer) Watched() string {
 // own user.
 type Limits struct {
 	Connections       int // in total; zero means 8192
-	ConnectionsPerUID int // zero means 4096
+	ConnectionsPerUID int // zero means 4096; a smaller share may hold before
 }
 
 const (

@@ -54,14 +54,11 @@ func (s *Server) follow(ctx context.Context, f follower) error {
 	if err != nil {
 		return err
 	}
-	trace, err := who.Trace()
+	watch, err := s.watch(who)
 	if err != nil {
-		return unattested(err)
+		return err
 	}
-	s.followed.Add(1)
-	defer s.followed.Add(-1)
-	look := time.NewTimer(s.untilLook())
-	defer look.Stop()
+	defer watch.end()
 	view, changed, err := s.firstView(ctx)
 	if err != nil {
 		return err
@@ -88,18 +85,12 @@ func (s *Server) follow(ctx context.Context, f follower) error {
 			}
 			pushed = true
 		}
-		select {
-		case <-ctx.Done():
-			return status.FromContextError(ctx.Err()).Err()
-		case <-look.C:
-			if err := became(who, trace); err != nil {
-				return err
-			}
-			look.Reset(s.untilLook())
+		renewed, err := watch.wait(ctx, lease.Changed(), changed)
+		if err != nil {
+			return err
+		}
+		if renewed {
 			continue
-		case <-lease.Changed():
-			continue
-		case <-changed:
 		}
 		if view, changed = s.cfg.Feed.Current(); view == nil {
 			return errNotSynced
@@ -111,16 +102,6 @@ func (s *Server) follow(ctx context.Context, f follower) error {
 			return err
 		}
 	}
-}
-
-// maxLooks bounds how many processes a second are looked at again while
-// nothing is pushed to them.
-const maxLooks = 200
-
-// untilLook is how long a stream waits before its process is looked at again:
-// longer where there are many.
-func (s *Server) untilLook() time.Duration {
-	return max(s.cfg.LookEvery, time.Duration(s.followed.Load())*time.Second/maxLooks)
 }
 
 // firstView returns the roster of the moment. While there is none it waits a
@@ -247,22 +228,6 @@ func unattested(err error) error {
 		}
 	}
 	return status.Errorf(codes.PermissionDenied, "caller cannot be attested: %v", err)
-}
-
-// became says that the caller is another program or user than it was, or is
-// gone. What cannot be seen now is looked at the next time.
-func became(who *attest.Peer, trace attest.Trace) error {
-	now, err := who.Trace()
-	if err != nil {
-		if err = unattested(err); status.Code(err) == codes.Unavailable {
-			return nil
-		}
-		return err
-	}
-	if now != trace {
-		return errChanged
-	}
-	return nil
 }
 
 // unchanged attests the caller again and compares.

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -102,16 +101,8 @@ func newNodeTransport(config *tls.Config, c Config, refuse func(net.Conn, error)
 
 // seat takes a place for a connection, or says which bound it is over.
 func seat(of *sources.Sources, c net.Conn, full error) (*sources.Seat, error) {
-	s, err := of.Seat()
+	s, err := of.Take(c.RemoteAddr())
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", full, err)
-	}
-	var from netip.Addr
-	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
-		from = a.AddrPort().Addr().Unmap()
-	}
-	if err := s.Charge(from); err != nil {
-		s.Leave()
 		return nil, fmt.Errorf("%w: %w", full, err)
 	}
 	return s, nil

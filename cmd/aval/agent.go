@@ -33,7 +33,7 @@ type agentSettings struct {
 	Socket        string `json:"socket" flag:"socket" usage:"Unix socket for workloads: the SPIFFE Workload API"`
 
 	MaxConnections       int   `json:"maxConnections" flag:"max-connections" usage:"open connections to the socket (default 8192)"`
-	MaxConnectionsPerUID int   `json:"maxConnectionsPerUID" flag:"max-connections-per-uid" usage:"open connections to the socket for one user (default 4096)"`
+	MaxConnectionsPerUID int   `json:"maxConnectionsPerUID" flag:"max-connections-per-uid" usage:"open connections to the socket for one user (default 4096, and no more than are left free for others)"`
 	SpoolBytes           int64 `json:"spoolBytes" flag:"spool-bytes" usage:"bytes of connection records kept while the server is away (default 32 MiB)"`
 }
 

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/aval-id/aval/cmd/aval/settings"
+	"github.com/aval-id/aval/identity/wire/sources"
 )
 
 // operation is the settings that every lasting process has.
@@ -118,6 +119,10 @@ func operationHandler(p part) (http.Handler, error) {
 	return mux, nil
 }
 
+// httpBounds keep whoever reaches the HTTP listener from taking the process's
+// descriptors, and one source from keeping others out.
+var httpBounds = sources.Limits{Handshakes: 256, SourceConnections: 64}
+
 const (
 	httpTimeout   = 10 * time.Second
 	httpStopAfter = time.Second
@@ -140,7 +145,7 @@ func serveHTTP(ctx context.Context, l net.Listener, handler http.Handler) error 
 		}
 		stopped <- err
 	})
-	err := s.Serve(l)
+	err := s.Serve(sources.Listen(l, httpBounds))
 	if !errors.Is(err, http.ErrServerClosed) {
 		stop()
 		return fmt.Errorf("serve http: %w", err)

@@ -127,6 +127,41 @@ func TestHealthAndMetricsAndNothingButGET(t *testing.T) {
 	}
 }
 
+func TestTheHTTPListenerIsBoundedForEachSource(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	r := &room{fail: make(chan error)}
+	address, end := start(t, ctx, r)
+	if code, _ := request(t, "GET", "http://"+address+"/livez"); code != http.StatusOK {
+		t.Fatal(code)
+	}
+	// Another address of this machine takes all that it gets, and says nothing.
+	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	most := httpBounds.SourceConnections
+	ended := make(chan struct{}, 2*most)
+	for range 2 * most {
+		c, err := from.DialContext(ctx, "tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		go func() {
+			if _, err := c.Read(make([]byte, 1)); err != nil {
+				ended <- struct{}{}
+			}
+		}()
+	}
+	for range most {
+		<-ended
+	}
+	if code, _ := request(t, "GET", "http://"+address+"/livez"); code != http.StatusOK {
+		t.Error(code)
+	}
+	stop()
+	if err := <-end; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAFailedPartEndsTheProcessWithItsError(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	r := &room{fail: make(chan error, 1)}

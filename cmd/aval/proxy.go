@@ -40,7 +40,7 @@ of a workload. The file is strict YAML:
       destinations:
         - {address: 10.0.0.0/24:8080, id: spiffe://example.org/ns/shop/sa/api}
 
-It opens its ports once it holds a complete snapshot of bundle and policies.
+It needs no privileges, and warns where it has root's. It opens its ports once it holds a complete snapshot of bundle and policies.
 SIGTERM drains: open connections may end by themselves for limits.drain (30s).`,
 		Example: "  aval proxy --config /etc/aval/proxy-api.yaml\n  aval proxy --config api.yaml --http-listen 127.0.0.1:8081",
 	}
@@ -88,6 +88,9 @@ func (c *cli) runProxy(ctx context.Context, path string, o operation) error {
 	p, err := proxy.New(cfg)
 	if err != nil {
 		return usage(err)
+	}
+	if os.Geteuid() == 0 {
+		log.Warn("the proxy runs as root, which it needs for nothing: run it as the workload's own user, with ports below 1024 passed on by systemd")
 	}
 	log.Info("proxy started; its ports open with the first snapshot", "agent", cfg.Agent)
 	if c.lookup("GOMEMLIMIT") == "" {

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -78,6 +79,55 @@ func TestAHungAgentHoldsUpNothing(t *testing.T) {
 	})
 	s.Apply(nobody)
 	s.Await("a policy of afterwards holds", func() bool { return s.call(nil) != nil })
+}
+
+func TestAProxyNeedsNoPrivilegesAndSaysWhereItHasThem(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("another user takes root")
+	}
+	s := newShop(t, "1h")
+	s.StartAgent("n1")
+	s.web = s.Proxy("web", s.connect)
+	s.Apply("apiVersion: aval.dev/v1alpha1\nkind: Registration\nmetadata: {name: api, namespace: shop, labels: {app: api}}\nspec: {id: /ns/shop/sa/api, workload: {unix.uid: 15097}}\n")
+	file := filepath.Join(s.Dir, "api.yaml")
+	avaltest.Must(t, os.WriteFile(file, []byte("agent: unix://"+s.Socket+"\n"+s.admit), 0o644))
+	s.api = s.StartAs(s.Binary, &syscall.Credential{Uid: 15097, Gid: 15097}, "proxy", "--config", file)
+	s.Await("a call passes", func() bool { return s.call(nil) == nil })
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.api.Process.Pid))
+	avaltest.Must(t, err)
+	if !strings.Contains(string(status), "CapEff:\t0000000000000000") {
+		t.Errorf("it has capabilities:\n%s", status)
+	}
+	const warning = "runs as root, which it needs for nothing"
+	if strings.Contains(s.api.Log(), warning) || !strings.Contains(s.web.Log(), warning) {
+		t.Errorf("as uid 15097: %s\nas root: %s", s.api.Log(), s.web.Log())
+	}
+}
+
+func TestANodeBeyondItsPaceGetsAllOfItsSVIDsLater(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	f := avaltest.New(t)
+	f.StartServer("--node-svids-per-second", "5", "--node-svid-burst", "8")
+	f.StartAgent("n1")
+	var docs strings.Builder
+	const wanted = 30
+	for i := range wanted {
+		fmt.Fprintf(&docs, "---\n%s\n", avaltest.Registration("shop", fmt.Sprintf("w%d", i)))
+	}
+	f.Apply(docs.String())
+	avaltest.Until(t, "all SVIDs", f.Stream(), func(m svids) bool { return len(m.GetSvids()) == wanted })
+	limited := false
+	for _, e := range f.Entries("refused") {
+		limited = limited || e["reason"] == "limit"
+	}
+	if !limited {
+		t.Error("nothing was refused, or it is not on record")
+	}
 }
 
 func TestKilledPartsComeBackUnderLoad(t *testing.T) {

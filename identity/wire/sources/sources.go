@@ -72,7 +72,7 @@ func (s *Sources) Seat() (*Seat, error) {
 
 // Charge counts the seat for a source, or says which bound that is over.
 func (t *Seat) Charge(a netip.Addr) error {
-	if t == nil || t.charged || t.of.limits.SpareLoopback && a.IsLoopback() {
+	if t == nil || t.charged || t.of.limits.SpareLoopback && a.Unmap().IsLoopback() {
 		return nil
 	}
 	t.of.mu.Lock()
