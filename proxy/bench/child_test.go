@@ -181,7 +181,7 @@ type side struct {
 }
 
 // cpu returns the processor time that the side has used.
-func (s side) cpu(b *testing.B) (total time.Duration) {
+func (s side) cpu(b testing.TB) (total time.Duration) {
 	b.Helper()
 	for _, pid := range s.pids {
 		total += measure.CPU(b, pid)
@@ -190,7 +190,7 @@ func (s side) cpu(b *testing.B) (total time.Duration) {
 }
 
 // memory returns the side's resident memory in KiB.
-func (s side) memory(b *testing.B) (total float64) {
+func (s side) memory(b testing.TB) (total float64) {
 	b.Helper()
 	for _, pid := range s.pids {
 		total += measure.Resident(b, pid)
@@ -199,7 +199,7 @@ func (s side) memory(b *testing.B) (total float64) {
 }
 
 // startChild runs the job under a name until the benchmark ends.
-func startChild(b *testing.B, name string, j job) side {
+func startChild(b testing.TB, name string, j job) side {
 	b.Helper()
 	text, err := json.Marshal(j)
 	if err != nil {
@@ -235,7 +235,7 @@ func startChild(b *testing.B, name string, j job) side {
 }
 
 // scratch makes a directory with a short name, for sockets.
-func scratch(b *testing.B) string {
+func scratch(b testing.TB) string {
 	b.Helper()
 	dir, err := os.MkdirTemp("", "aval-bench")
 	if err != nil {
@@ -245,7 +245,7 @@ func scratch(b *testing.B) string {
 	return dir
 }
 
-func write(b *testing.B, dir, name string, text []byte) string {
+func write(b testing.TB, dir, name string, text []byte) string {
 	b.Helper()
 	path := filepath.Join(dir, name)
 	if err := os.WriteFile(path, text, 0o600); err != nil {

@@ -3,9 +3,9 @@
 // requests, and Debian's nginx (stream module) and HAProxy. All are processes
 // of their own in one run, in interleaved rounds, on loopback, with the same
 // certificates; a figure is the median of its rounds. Ghostunnel, of which the
-// project's table has figures too, is a foreign Go program that Debian doesn't
-// carry in a comparable version, so it can't be part of this; the floor is
-// what it does at least.
+// project's table has figures too, can't be in the repository: Debian 12 has no
+// package of it, and the project doesn't depend on what it is measured beside.
+// The floor is the least that it does.
 //
 // CPU is what the kernel counted for the measured process, so the figures
 // hold on a machine that does other things as well; latencies and rates are

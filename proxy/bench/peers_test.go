@@ -32,7 +32,7 @@ const streamModule = "/usr/lib/nginx/modules/ngx_stream_module.so"
 type foreign struct{ secure, noTickets, plain []side }
 
 // startNginx adds nginx's ports.
-func startNginx(b *testing.B, j job, f *foreign) {
+func startNginx(b testing.TB, j job, f *foreign) {
 	b.Helper()
 	dir := scratch(b)
 	secure, noTickets, plain := avaltest.FreeAddress(b), avaltest.FreeAddress(b), avaltest.FreeAddress(b)
@@ -72,7 +72,7 @@ stream {
 }
 
 // startHAProxy adds HAProxy's ports.
-func startHAProxy(b *testing.B, j job, f *foreign) {
+func startHAProxy(b testing.TB, j job, f *foreign) {
 	b.Helper()
 	dir := scratch(b)
 	secure, plain := avaltest.FreeAddress(b), avaltest.FreeAddress(b)
@@ -101,7 +101,7 @@ backend app
 }
 
 // serve runs a server until the benchmark ends, and returns once it listens.
-func serve(b *testing.B, address, name string, args ...string) (pid int) {
+func serve(b testing.TB, address, name string, args ...string) (pid int) {
 	b.Helper()
 	var said bytes.Buffer
 	cmd := exec.Command(name, args...)
@@ -130,7 +130,7 @@ func serve(b *testing.B, address, name string, args ...string) (pid int) {
 }
 
 // await looks at a condition of another process until it holds.
-func await(b *testing.B, what string, ok func() bool) {
+func await(b testing.TB, what string, ok func() bool) {
 	b.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -158,7 +158,7 @@ func (j job) keyPEM() []byte {
 // peer is a foreign program.
 type peer struct {
 	program string
-	start   func(*testing.B, job, *foreign)
+	start   func(testing.TB, job, *foreign)
 }
 
 var tellVersions sync.Once
@@ -181,7 +181,7 @@ func installed() (all []peer) {
 }
 
 // startPeers starts what is installed.
-func startPeers(b *testing.B, j job) (f foreign) {
+func startPeers(b testing.TB, j job) (f foreign) {
 	b.Helper()
 	for _, p := range installed() {
 		p.start(b, j, &f)

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -81,7 +82,7 @@ func (a *agent) Report(s grpc.BidiStreamingServer[wire.RecordBatch, wire.Records
 }
 
 // serve serves the agent's socket and returns it.
-func (a *agent) serve(b *testing.B) string {
+func (a *agent) serve(b testing.TB) string {
 	b.Helper()
 	socket := filepath.Join(scratch(b), "s")
 	l, err := net.Listen("unix", socket)
@@ -106,7 +107,7 @@ type stage struct {
 
 // newStage runs an application and an agent whose policies allow the web
 // client.
-func newStage(b *testing.B, application string) *stage {
+func newStage(b testing.TB, application string) *stage {
 	b.Helper()
 	td := identitytest.New(b, "example.org")
 	api := td.SVID(b, "/ns/shop/sa/api")
@@ -130,7 +131,7 @@ func newStage(b *testing.B, application string) *stage {
 }
 
 // start runs a role in front of the application.
-func (s *stage) start(b *testing.B, role string, change func(*job)) side {
+func (s *stage) start(b testing.TB, role string, change func(*job)) side {
 	b.Helper()
 	j := s.job
 	j.Role = role
@@ -183,6 +184,54 @@ func (s *stage) fresh(group tls.CurveID) *tls.Config {
 		return &tls.Certificate{Certificate: [][]byte{leaf, s.td.Intermediate.Raw}, PrivateKey: key}, err
 	}
 	return config
+}
+
+// What is measured must do the same work: every side takes the client's
+// certificate and reaches the application.
+func TestEverySideForwards(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	s := newStage(t, "app")
+	others := startPeers(t, s.job)
+	if len(others.secure) < 2 {
+		t.Skip("nginx and HAProxy are not both installed: .ci/setup installs them")
+	}
+	for _, side := range slices.Concat([]side{s.start(t, "proxy", nil), s.start(t, "floor", nil)}, others.secure, others.noTickets) {
+		for name, config := range map[string]*tls.Config{"returning": s.returning(tls.X25519), "new": s.fresh(tls.X25519)} {
+			conn, err := tls.Dial("tcp", side.address, config)
+			if err != nil {
+				t.Errorf("%s, %s peer: %v", side.name, name, err)
+				continue
+			}
+			if err := ping(conn); err != nil {
+				t.Errorf("%s, %s peer: %v", side.name, name, err)
+			}
+			if got := conn.ConnectionState().CurveID; got != tls.X25519 {
+				t.Errorf("%s, %s peer: group %v", side.name, name, got)
+			}
+			conn.Close()
+		}
+		nobody := s.returning(tls.X25519)
+		nobody.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return new(tls.Certificate), nil }
+		if conn, err := tls.Dial("tcp", side.address, nobody); err == nil {
+			if ping(conn) == nil {
+				t.Errorf("%s lets a client without a certificate in", side.name)
+			}
+			conn.Close()
+		}
+	}
+	s.agent.publish(nil)
+	for _, side := range append(others.plain, s.start(t, "plain floor", nil), s.start(t, "proxy", nil)) {
+		conn, err := plain(side)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := ping(conn); err != nil {
+			t.Errorf("%s in plaintext: %v", side.name, err)
+		}
+		conn.Close()
+	}
 }
 
 // compare measures the sides in interleaved rounds and tells the first one's
