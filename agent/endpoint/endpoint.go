@@ -54,6 +54,8 @@ type Server struct {
 	peers  *attest.Credentials
 	panics atomic.Uint64
 	denied atomic.Uint64
+
+	searches searches
 }
 
 // The limits of one connection, which any local process can open. A call

@@ -1794,6 +1794,119 @@ func (x *Goodbye) GetRetryAfter() int64 {
 	return 0
 }
 
+// HolderRequest names a connection by its ends, each as ip:port.
+type HolderRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`           // the end that dialled
+	Destination   string                 `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"` // the caller's own
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HolderRequest) Reset() {
+	*x = HolderRequest{}
+	mi := &file_aval_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HolderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HolderRequest) ProtoMessage() {}
+
+func (x *HolderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HolderRequest.ProtoReflect.Descriptor instead.
+func (*HolderRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *HolderRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *HolderRequest) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+type HolderResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uid           uint32                 `protobuf:"varint,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	Unit          string                 `protobuf:"bytes,2,opt,name=unit,proto3" json:"unit,omitempty"` // of systemd, or empty
+	Exe           string                 `protobuf:"bytes,3,opt,name=exe,proto3" json:"exe,omitempty"`   // path of the executable, or empty
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HolderResponse) Reset() {
+	*x = HolderResponse{}
+	mi := &file_aval_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HolderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HolderResponse) ProtoMessage() {}
+
+func (x *HolderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HolderResponse.ProtoReflect.Descriptor instead.
+func (*HolderResponse) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *HolderResponse) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *HolderResponse) GetUnit() string {
+	if x != nil {
+		return x.Unit
+	}
+	return ""
+}
+
+func (x *HolderResponse) GetExe() string {
+	if x != nil {
+		return x.Exe
+	}
+	return ""
+}
+
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// identity picks one of the caller's identities; empty takes the only one.
@@ -1805,7 +1918,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_aval_proto_msgTypes[26]
+	mi := &file_aval_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1817,7 +1930,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[26]
+	mi := &file_aval_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1830,7 +1943,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{26}
+	return file_aval_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WatchRequest) GetIdentity() string {
@@ -1870,7 +1983,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_aval_proto_msgTypes[27]
+	mi := &file_aval_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +1995,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[27]
+	mi := &file_aval_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +2008,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{27}
+	return file_aval_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Snapshot) GetPosition() *Position {
@@ -1984,7 +2097,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_aval_proto_msgTypes[28]
+	mi := &file_aval_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2109,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[28]
+	mi := &file_aval_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2122,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{28}
+	return file_aval_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ExplainRequest) GetPid() int32 {
@@ -2032,7 +2145,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_aval_proto_msgTypes[29]
+	mi := &file_aval_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2157,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[29]
+	mi := &file_aval_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2170,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{29}
+	return file_aval_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ExplainResponse) GetSelectors() map[string]*Values {
@@ -2113,7 +2226,7 @@ type ExplainedRegistration struct {
 
 func (x *ExplainedRegistration) Reset() {
 	*x = ExplainedRegistration{}
-	mi := &file_aval_proto_msgTypes[30]
+	mi := &file_aval_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2125,7 +2238,7 @@ func (x *ExplainedRegistration) String() string {
 func (*ExplainedRegistration) ProtoMessage() {}
 
 func (x *ExplainedRegistration) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[30]
+	mi := &file_aval_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2138,7 +2251,7 @@ func (x *ExplainedRegistration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedRegistration.ProtoReflect.Descriptor instead.
 func (*ExplainedRegistration) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{30}
+	return file_aval_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExplainedRegistration) GetRegistration() string {
@@ -2198,7 +2311,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_aval_proto_msgTypes[31]
+	mi := &file_aval_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2323,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[31]
+	mi := &file_aval_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2336,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{31}
+	return file_aval_proto_rawDescGZIP(), []int{33}
 }
 
 type StatusResponse struct {
@@ -2249,7 +2362,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_aval_proto_msgTypes[32]
+	mi := &file_aval_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2261,7 +2374,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[32]
+	mi := &file_aval_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2274,7 +2387,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{32}
+	return file_aval_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StatusResponse) GetNodeId() string {
@@ -2386,7 +2499,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_aval_proto_msgTypes[33]
+	mi := &file_aval_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +2511,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[33]
+	mi := &file_aval_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +2524,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{33}
+	return file_aval_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ApplyRequest) GetDocuments() [][]byte {
@@ -2439,7 +2552,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_aval_proto_msgTypes[34]
+	mi := &file_aval_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +2564,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[34]
+	mi := &file_aval_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +2577,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{34}
+	return file_aval_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -2503,7 +2616,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_aval_proto_msgTypes[35]
+	mi := &file_aval_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2515,7 +2628,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[35]
+	mi := &file_aval_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2528,7 +2641,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{35}
+	return file_aval_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Change) GetKey() *ResourceKey {
@@ -2579,7 +2692,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2591,7 +2704,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2604,7 +2717,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{36}
+	return file_aval_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetRequest) GetKind() string {
@@ -2638,7 +2751,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2650,7 +2763,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2663,7 +2776,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{37}
+	return file_aval_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetResponse) GetDocuments() [][]byte {
@@ -2690,7 +2803,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2702,7 +2815,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2715,7 +2828,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{38}
+	return file_aval_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DeleteRequest) GetKeys() []*ResourceKey {
@@ -2742,7 +2855,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2754,7 +2867,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2767,7 +2880,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{39}
+	return file_aval_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DeleteResponse) GetChanges() []*Change {
@@ -2796,7 +2909,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +2921,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +2934,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{40}
+	return file_aval_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CreateTokenRequest) GetTtl() int64 {
@@ -2858,7 +2971,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2870,7 +2983,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2883,7 +2996,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{41}
+	return file_aval_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -2931,7 +3044,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2943,7 +3056,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2956,7 +3069,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{42}
+	return file_aval_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListNodesRequest) GetName() string {
@@ -2975,7 +3088,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2987,7 +3100,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3000,7 +3113,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{43}
+	return file_aval_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeState {
@@ -3031,7 +3144,7 @@ type NodeState struct {
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3043,7 +3156,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3056,7 +3169,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{44}
+	return file_aval_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *NodeState) GetNodeId() string {
@@ -3161,7 +3274,7 @@ type LiveSVID struct {
 
 func (x *LiveSVID) Reset() {
 	*x = LiveSVID{}
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3173,7 +3286,7 @@ func (x *LiveSVID) String() string {
 func (*LiveSVID) ProtoMessage() {}
 
 func (x *LiveSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3186,7 +3299,7 @@ func (x *LiveSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSVID.ProtoReflect.Descriptor instead.
 func (*LiveSVID) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{45}
+	return file_aval_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *LiveSVID) GetSpiffeId() string {
@@ -3219,7 +3332,7 @@ type EvictNodeRequest struct {
 
 func (x *EvictNodeRequest) Reset() {
 	*x = EvictNodeRequest{}
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3231,7 +3344,7 @@ func (x *EvictNodeRequest) String() string {
 func (*EvictNodeRequest) ProtoMessage() {}
 
 func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3244,7 +3357,7 @@ func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvictNodeRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{46}
+	return file_aval_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *EvictNodeRequest) GetName() string {
@@ -3263,7 +3376,7 @@ type EvictNodeResponse struct {
 
 func (x *EvictNodeResponse) Reset() {
 	*x = EvictNodeResponse{}
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3275,7 +3388,7 @@ func (x *EvictNodeResponse) String() string {
 func (*EvictNodeResponse) ProtoMessage() {}
 
 func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3288,7 +3401,7 @@ func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeResponse.ProtoReflect.Descriptor instead.
 func (*EvictNodeResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{47}
+	return file_aval_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *EvictNodeResponse) GetNode() *NodeState {
@@ -3317,7 +3430,7 @@ type EntriesRequest struct {
 
 func (x *EntriesRequest) Reset() {
 	*x = EntriesRequest{}
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3329,7 +3442,7 @@ func (x *EntriesRequest) String() string {
 func (*EntriesRequest) ProtoMessage() {}
 
 func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3342,7 +3455,7 @@ func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesRequest.ProtoReflect.Descriptor instead.
 func (*EntriesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{48}
+	return file_aval_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *EntriesRequest) GetLog() string {
@@ -3412,7 +3525,7 @@ type EntriesResponse struct {
 
 func (x *EntriesResponse) Reset() {
 	*x = EntriesResponse{}
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3424,7 +3537,7 @@ func (x *EntriesResponse) String() string {
 func (*EntriesResponse) ProtoMessage() {}
 
 func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3437,7 +3550,7 @@ func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesResponse.ProtoReflect.Descriptor instead.
 func (*EntriesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{49}
+	return file_aval_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *EntriesResponse) GetLog() string {
@@ -3462,7 +3575,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3474,7 +3587,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3487,7 +3600,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{50}
+	return file_aval_proto_rawDescGZIP(), []int{52}
 }
 
 type BackupResponse struct {
@@ -3499,7 +3612,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3511,7 +3624,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3524,7 +3637,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{51}
+	return file_aval_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -3542,7 +3655,7 @@ type ServerStatusRequest struct {
 
 func (x *ServerStatusRequest) Reset() {
 	*x = ServerStatusRequest{}
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3554,7 +3667,7 @@ func (x *ServerStatusRequest) String() string {
 func (*ServerStatusRequest) ProtoMessage() {}
 
 func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3567,7 +3680,7 @@ func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusRequest.ProtoReflect.Descriptor instead.
 func (*ServerStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{52}
+	return file_aval_proto_rawDescGZIP(), []int{54}
 }
 
 type ServerStatusResponse struct {
@@ -3597,7 +3710,7 @@ type ServerStatusResponse struct {
 
 func (x *ServerStatusResponse) Reset() {
 	*x = ServerStatusResponse{}
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3609,7 +3722,7 @@ func (x *ServerStatusResponse) String() string {
 func (*ServerStatusResponse) ProtoMessage() {}
 
 func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3622,7 +3735,7 @@ func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusResponse.ProtoReflect.Descriptor instead.
 func (*ServerStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{53}
+	return file_aval_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ServerStatusResponse) GetTrustDomain() string {
@@ -3767,7 +3880,7 @@ type AuthorityState struct {
 
 func (x *AuthorityState) Reset() {
 	*x = AuthorityState{}
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3779,7 +3892,7 @@ func (x *AuthorityState) String() string {
 func (*AuthorityState) ProtoMessage() {}
 
 func (x *AuthorityState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3792,7 +3905,7 @@ func (x *AuthorityState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityState.ProtoReflect.Descriptor instead.
 func (*AuthorityState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{54}
+	return file_aval_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *AuthorityState) GetRole() string {
@@ -3858,7 +3971,7 @@ type LogState struct {
 
 func (x *LogState) Reset() {
 	*x = LogState{}
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3870,7 +3983,7 @@ func (x *LogState) String() string {
 func (*LogState) ProtoMessage() {}
 
 func (x *LogState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3883,7 +3996,7 @@ func (x *LogState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogState.ProtoReflect.Descriptor instead.
 func (*LogState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{55}
+	return file_aval_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *LogState) GetName() string {
@@ -3942,7 +4055,7 @@ type ExplainStrictRequest struct {
 
 func (x *ExplainStrictRequest) Reset() {
 	*x = ExplainStrictRequest{}
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3954,7 +4067,7 @@ func (x *ExplainStrictRequest) String() string {
 func (*ExplainStrictRequest) ProtoMessage() {}
 
 func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3967,7 +4080,7 @@ func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictRequest.ProtoReflect.Descriptor instead.
 func (*ExplainStrictRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{56}
+	return file_aval_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ExplainStrictRequest) GetTarget() string {
@@ -4001,7 +4114,7 @@ type ExplainStrictResponse struct {
 
 func (x *ExplainStrictResponse) Reset() {
 	*x = ExplainStrictResponse{}
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4013,7 +4126,7 @@ func (x *ExplainStrictResponse) String() string {
 func (*ExplainStrictResponse) ProtoMessage() {}
 
 func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4026,7 +4139,7 @@ func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictResponse.ProtoReflect.Descriptor instead.
 func (*ExplainStrictResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{57}
+	return file_aval_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ExplainStrictResponse) GetWorkloads() []*StrictWorkload {
@@ -4100,7 +4213,7 @@ type StrictWorkload struct {
 
 func (x *StrictWorkload) Reset() {
 	*x = StrictWorkload{}
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4112,7 +4225,7 @@ func (x *StrictWorkload) String() string {
 func (*StrictWorkload) ProtoMessage() {}
 
 func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4125,7 +4238,7 @@ func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictWorkload.ProtoReflect.Descriptor instead.
 func (*StrictWorkload) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{58}
+	return file_aval_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *StrictWorkload) GetRegistration() string {
@@ -4240,7 +4353,7 @@ type StrictException struct {
 
 func (x *StrictException) Reset() {
 	*x = StrictException{}
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4252,7 +4365,7 @@ func (x *StrictException) String() string {
 func (*StrictException) ProtoMessage() {}
 
 func (x *StrictException) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4265,7 +4378,7 @@ func (x *StrictException) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictException.ProtoReflect.Descriptor instead.
 func (*StrictException) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{59}
+	return file_aval_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *StrictException) GetName() string {
@@ -4312,7 +4425,7 @@ type StrictPort struct {
 
 func (x *StrictPort) Reset() {
 	*x = StrictPort{}
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4324,7 +4437,7 @@ func (x *StrictPort) String() string {
 func (*StrictPort) ProtoMessage() {}
 
 func (x *StrictPort) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4337,7 +4450,7 @@ func (x *StrictPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictPort.ProtoReflect.Descriptor instead.
 func (*StrictPort) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{60}
+	return file_aval_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *StrictPort) GetPort() uint32 {
@@ -4427,7 +4540,7 @@ type StrictClient struct {
 
 func (x *StrictClient) Reset() {
 	*x = StrictClient{}
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4439,7 +4552,7 @@ func (x *StrictClient) String() string {
 func (*StrictClient) ProtoMessage() {}
 
 func (x *StrictClient) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4452,7 +4565,7 @@ func (x *StrictClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictClient.ProtoReflect.Descriptor instead.
 func (*StrictClient) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{61}
+	return file_aval_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *StrictClient) GetCause() string {
@@ -4575,7 +4688,7 @@ type ProxyStatusRequest struct {
 
 func (x *ProxyStatusRequest) Reset() {
 	*x = ProxyStatusRequest{}
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4587,7 +4700,7 @@ func (x *ProxyStatusRequest) String() string {
 func (*ProxyStatusRequest) ProtoMessage() {}
 
 func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4600,7 +4713,7 @@ func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusRequest.ProtoReflect.Descriptor instead.
 func (*ProxyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{62}
+	return file_aval_proto_rawDescGZIP(), []int{64}
 }
 
 type ProxyStatusResponse struct {
@@ -4633,7 +4746,7 @@ type ProxyStatusResponse struct {
 
 func (x *ProxyStatusResponse) Reset() {
 	*x = ProxyStatusResponse{}
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4645,7 +4758,7 @@ func (x *ProxyStatusResponse) String() string {
 func (*ProxyStatusResponse) ProtoMessage() {}
 
 func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4658,7 +4771,7 @@ func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusResponse.ProtoReflect.Descriptor instead.
 func (*ProxyStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{63}
+	return file_aval_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ProxyStatusResponse) GetSpiffeId() string {
@@ -4814,7 +4927,7 @@ type ProxyListener struct {
 
 func (x *ProxyListener) Reset() {
 	*x = ProxyListener{}
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4826,7 +4939,7 @@ func (x *ProxyListener) String() string {
 func (*ProxyListener) ProtoMessage() {}
 
 func (x *ProxyListener) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4839,7 +4952,7 @@ func (x *ProxyListener) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyListener.ProtoReflect.Descriptor instead.
 func (*ProxyListener) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{64}
+	return file_aval_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ProxyListener) GetName() string {
@@ -4915,7 +5028,7 @@ type ConnectionsRequest struct {
 
 func (x *ConnectionsRequest) Reset() {
 	*x = ConnectionsRequest{}
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4927,7 +5040,7 @@ func (x *ConnectionsRequest) String() string {
 func (*ConnectionsRequest) ProtoMessage() {}
 
 func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4940,7 +5053,7 @@ func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsRequest.ProtoReflect.Descriptor instead.
 func (*ConnectionsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{65}
+	return file_aval_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ConnectionsRequest) GetDirection() string {
@@ -4959,7 +5072,7 @@ type ConnectionsResponse struct {
 
 func (x *ConnectionsResponse) Reset() {
 	*x = ConnectionsResponse{}
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4971,7 +5084,7 @@ func (x *ConnectionsResponse) String() string {
 func (*ConnectionsResponse) ProtoMessage() {}
 
 func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4984,7 +5097,7 @@ func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsResponse.ProtoReflect.Descriptor instead.
 func (*ConnectionsResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{66}
+	return file_aval_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ConnectionsResponse) GetConnections() []*ProxyConnection {
@@ -5023,7 +5136,7 @@ type ProxyConnection struct {
 
 func (x *ProxyConnection) Reset() {
 	*x = ProxyConnection{}
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5035,7 +5148,7 @@ func (x *ProxyConnection) String() string {
 func (*ProxyConnection) ProtoMessage() {}
 
 func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5048,7 +5161,7 @@ func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyConnection.ProtoReflect.Descriptor instead.
 func (*ProxyConnection) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{67}
+	return file_aval_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ProxyConnection) GetDirection() string {
@@ -5173,7 +5286,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5185,7 +5298,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5198,7 +5311,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{68}
+	return file_aval_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *DrainRequest) GetDeadline() int64 {
@@ -5219,7 +5332,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5231,7 +5344,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5244,7 +5357,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{69}
+	return file_aval_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *DrainResponse) GetOpen() int64 {
@@ -5397,7 +5510,14 @@ const file_aval_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\aevicted\x18\x02 \x01(\bR\aevicted\x12\x1f\n" +
 	"\vretry_after\x18\x03 \x01(\x03R\n" +
-	"retryAfter\"H\n" +
+	"retryAfter\"I\n" +
+	"\rHolderRequest\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12 \n" +
+	"\vdestination\x18\x02 \x01(\tR\vdestination\"H\n" +
+	"\x0eHolderResponse\x12\x10\n" +
+	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x12\n" +
+	"\x04unit\x18\x02 \x01(\tR\x04unit\x12\x10\n" +
+	"\x03exe\x18\x03 \x01(\tR\x03exe\"H\n" +
 	"\fWatchRequest\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x1c\n" +
 	"\tevaluator\x18\x02 \x01(\rR\tevaluator\"\x98\x04\n" +
@@ -5721,10 +5841,11 @@ const file_aval_proto_rawDesc = "" +
 	"\x04Node\x12C\n" +
 	"\x06Attest\x12\x1b.aval.wire.v1.AttestRequest\x1a\x1c.aval.wire.v1.AttestResponse\x12@\n" +
 	"\x05Renew\x12\x1a.aval.wire.v1.RenewRequest\x1a\x1b.aval.wire.v1.RenewResponse\x12>\n" +
-	"\x04Sync\x12\x17.aval.wire.v1.NodeFrame\x1a\x19.aval.wire.v1.ServerFrame(\x010\x012\x89\x01\n" +
+	"\x04Sync\x12\x17.aval.wire.v1.NodeFrame\x1a\x19.aval.wire.v1.ServerFrame(\x010\x012\xce\x01\n" +
 	"\x05Proxy\x12=\n" +
 	"\x05Watch\x12\x1a.aval.wire.v1.WatchRequest\x1a\x16.aval.wire.v1.Snapshot0\x01\x12A\n" +
-	"\x06Report\x12\x19.aval.wire.v1.RecordBatch\x1a\x18.aval.wire.v1.RecordsAck(\x010\x012\x94\x01\n" +
+	"\x06Report\x12\x19.aval.wire.v1.RecordBatch\x1a\x18.aval.wire.v1.RecordsAck(\x010\x01\x12C\n" +
+	"\x06Holder\x12\x1b.aval.wire.v1.HolderRequest\x1a\x1c.aval.wire.v1.HolderResponse2\x94\x01\n" +
 	"\x05Local\x12F\n" +
 	"\aExplain\x12\x1c.aval.wire.v1.ExplainRequest\x1a\x1d.aval.wire.v1.ExplainResponse\x12C\n" +
 	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\xfc\x05\n" +
@@ -5757,7 +5878,7 @@ func file_aval_proto_rawDescGZIP() []byte {
 	return file_aval_proto_rawDescData
 }
 
-var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
+var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
 var file_aval_proto_goTypes = []any{
 	(*Position)(nil),              // 0: aval.wire.v1.Position
 	(*AttestRequest)(nil),         // 1: aval.wire.v1.AttestRequest
@@ -5785,61 +5906,63 @@ var file_aval_proto_goTypes = []any{
 	(*Checkpoints)(nil),           // 23: aval.wire.v1.Checkpoints
 	(*Checkpoint)(nil),            // 24: aval.wire.v1.Checkpoint
 	(*Goodbye)(nil),               // 25: aval.wire.v1.Goodbye
-	(*WatchRequest)(nil),          // 26: aval.wire.v1.WatchRequest
-	(*Snapshot)(nil),              // 27: aval.wire.v1.Snapshot
-	(*ExplainRequest)(nil),        // 28: aval.wire.v1.ExplainRequest
-	(*ExplainResponse)(nil),       // 29: aval.wire.v1.ExplainResponse
-	(*ExplainedRegistration)(nil), // 30: aval.wire.v1.ExplainedRegistration
-	(*StatusRequest)(nil),         // 31: aval.wire.v1.StatusRequest
-	(*StatusResponse)(nil),        // 32: aval.wire.v1.StatusResponse
-	(*ApplyRequest)(nil),          // 33: aval.wire.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 34: aval.wire.v1.ApplyResponse
-	(*Change)(nil),                // 35: aval.wire.v1.Change
-	(*GetRequest)(nil),            // 36: aval.wire.v1.GetRequest
-	(*GetResponse)(nil),           // 37: aval.wire.v1.GetResponse
-	(*DeleteRequest)(nil),         // 38: aval.wire.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 39: aval.wire.v1.DeleteResponse
-	(*CreateTokenRequest)(nil),    // 40: aval.wire.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 41: aval.wire.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),      // 42: aval.wire.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 43: aval.wire.v1.ListNodesResponse
-	(*NodeState)(nil),             // 44: aval.wire.v1.NodeState
-	(*LiveSVID)(nil),              // 45: aval.wire.v1.LiveSVID
-	(*EvictNodeRequest)(nil),      // 46: aval.wire.v1.EvictNodeRequest
-	(*EvictNodeResponse)(nil),     // 47: aval.wire.v1.EvictNodeResponse
-	(*EntriesRequest)(nil),        // 48: aval.wire.v1.EntriesRequest
-	(*EntriesResponse)(nil),       // 49: aval.wire.v1.EntriesResponse
-	(*BackupRequest)(nil),         // 50: aval.wire.v1.BackupRequest
-	(*BackupResponse)(nil),        // 51: aval.wire.v1.BackupResponse
-	(*ServerStatusRequest)(nil),   // 52: aval.wire.v1.ServerStatusRequest
-	(*ServerStatusResponse)(nil),  // 53: aval.wire.v1.ServerStatusResponse
-	(*AuthorityState)(nil),        // 54: aval.wire.v1.AuthorityState
-	(*LogState)(nil),              // 55: aval.wire.v1.LogState
-	(*ExplainStrictRequest)(nil),  // 56: aval.wire.v1.ExplainStrictRequest
-	(*ExplainStrictResponse)(nil), // 57: aval.wire.v1.ExplainStrictResponse
-	(*StrictWorkload)(nil),        // 58: aval.wire.v1.StrictWorkload
-	(*StrictException)(nil),       // 59: aval.wire.v1.StrictException
-	(*StrictPort)(nil),            // 60: aval.wire.v1.StrictPort
-	(*StrictClient)(nil),          // 61: aval.wire.v1.StrictClient
-	(*ProxyStatusRequest)(nil),    // 62: aval.wire.v1.ProxyStatusRequest
-	(*ProxyStatusResponse)(nil),   // 63: aval.wire.v1.ProxyStatusResponse
-	(*ProxyListener)(nil),         // 64: aval.wire.v1.ProxyListener
-	(*ConnectionsRequest)(nil),    // 65: aval.wire.v1.ConnectionsRequest
-	(*ConnectionsResponse)(nil),   // 66: aval.wire.v1.ConnectionsResponse
-	(*ProxyConnection)(nil),       // 67: aval.wire.v1.ProxyConnection
-	(*DrainRequest)(nil),          // 68: aval.wire.v1.DrainRequest
-	(*DrainResponse)(nil),         // 69: aval.wire.v1.DrainResponse
-	nil,                           // 70: aval.wire.v1.AttestResponse.AttributesEntry
-	nil,                           // 71: aval.wire.v1.Welcome.AttributesEntry
-	nil,                           // 72: aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	nil,                           // 73: aval.wire.v1.ExplainResponse.SelectorsEntry
-	nil,                           // 74: aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	nil,                           // 75: aval.wire.v1.CreateTokenRequest.AttributesEntry
-	nil,                           // 76: aval.wire.v1.NodeState.AttributesEntry
+	(*HolderRequest)(nil),         // 26: aval.wire.v1.HolderRequest
+	(*HolderResponse)(nil),        // 27: aval.wire.v1.HolderResponse
+	(*WatchRequest)(nil),          // 28: aval.wire.v1.WatchRequest
+	(*Snapshot)(nil),              // 29: aval.wire.v1.Snapshot
+	(*ExplainRequest)(nil),        // 30: aval.wire.v1.ExplainRequest
+	(*ExplainResponse)(nil),       // 31: aval.wire.v1.ExplainResponse
+	(*ExplainedRegistration)(nil), // 32: aval.wire.v1.ExplainedRegistration
+	(*StatusRequest)(nil),         // 33: aval.wire.v1.StatusRequest
+	(*StatusResponse)(nil),        // 34: aval.wire.v1.StatusResponse
+	(*ApplyRequest)(nil),          // 35: aval.wire.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 36: aval.wire.v1.ApplyResponse
+	(*Change)(nil),                // 37: aval.wire.v1.Change
+	(*GetRequest)(nil),            // 38: aval.wire.v1.GetRequest
+	(*GetResponse)(nil),           // 39: aval.wire.v1.GetResponse
+	(*DeleteRequest)(nil),         // 40: aval.wire.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 41: aval.wire.v1.DeleteResponse
+	(*CreateTokenRequest)(nil),    // 42: aval.wire.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 43: aval.wire.v1.CreateTokenResponse
+	(*ListNodesRequest)(nil),      // 44: aval.wire.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 45: aval.wire.v1.ListNodesResponse
+	(*NodeState)(nil),             // 46: aval.wire.v1.NodeState
+	(*LiveSVID)(nil),              // 47: aval.wire.v1.LiveSVID
+	(*EvictNodeRequest)(nil),      // 48: aval.wire.v1.EvictNodeRequest
+	(*EvictNodeResponse)(nil),     // 49: aval.wire.v1.EvictNodeResponse
+	(*EntriesRequest)(nil),        // 50: aval.wire.v1.EntriesRequest
+	(*EntriesResponse)(nil),       // 51: aval.wire.v1.EntriesResponse
+	(*BackupRequest)(nil),         // 52: aval.wire.v1.BackupRequest
+	(*BackupResponse)(nil),        // 53: aval.wire.v1.BackupResponse
+	(*ServerStatusRequest)(nil),   // 54: aval.wire.v1.ServerStatusRequest
+	(*ServerStatusResponse)(nil),  // 55: aval.wire.v1.ServerStatusResponse
+	(*AuthorityState)(nil),        // 56: aval.wire.v1.AuthorityState
+	(*LogState)(nil),              // 57: aval.wire.v1.LogState
+	(*ExplainStrictRequest)(nil),  // 58: aval.wire.v1.ExplainStrictRequest
+	(*ExplainStrictResponse)(nil), // 59: aval.wire.v1.ExplainStrictResponse
+	(*StrictWorkload)(nil),        // 60: aval.wire.v1.StrictWorkload
+	(*StrictException)(nil),       // 61: aval.wire.v1.StrictException
+	(*StrictPort)(nil),            // 62: aval.wire.v1.StrictPort
+	(*StrictClient)(nil),          // 63: aval.wire.v1.StrictClient
+	(*ProxyStatusRequest)(nil),    // 64: aval.wire.v1.ProxyStatusRequest
+	(*ProxyStatusResponse)(nil),   // 65: aval.wire.v1.ProxyStatusResponse
+	(*ProxyListener)(nil),         // 66: aval.wire.v1.ProxyListener
+	(*ConnectionsRequest)(nil),    // 67: aval.wire.v1.ConnectionsRequest
+	(*ConnectionsResponse)(nil),   // 68: aval.wire.v1.ConnectionsResponse
+	(*ProxyConnection)(nil),       // 69: aval.wire.v1.ProxyConnection
+	(*DrainRequest)(nil),          // 70: aval.wire.v1.DrainRequest
+	(*DrainResponse)(nil),         // 71: aval.wire.v1.DrainResponse
+	nil,                           // 72: aval.wire.v1.AttestResponse.AttributesEntry
+	nil,                           // 73: aval.wire.v1.Welcome.AttributesEntry
+	nil,                           // 74: aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	nil,                           // 75: aval.wire.v1.ExplainResponse.SelectorsEntry
+	nil,                           // 76: aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	nil,                           // 77: aval.wire.v1.CreateTokenRequest.AttributesEntry
+	nil,                           // 78: aval.wire.v1.NodeState.AttributesEntry
 }
 var file_aval_proto_depIdxs = []int32{
 	18, // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
-	70, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
+	72, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
 	7,  // 2: aval.wire.v1.NodeFrame.hello:type_name -> aval.wire.v1.Hello
 	8,  // 3: aval.wire.v1.NodeFrame.ack:type_name -> aval.wire.v1.Ack
 	9,  // 4: aval.wire.v1.NodeFrame.issue:type_name -> aval.wire.v1.IssueBatch
@@ -5855,7 +5978,7 @@ var file_aval_proto_depIdxs = []int32{
 	25, // 14: aval.wire.v1.ServerFrame.goodbye:type_name -> aval.wire.v1.Goodbye
 	14, // 15: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
 	0,  // 16: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
-	71, // 17: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
+	73, // 17: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
 	0,  // 18: aval.wire.v1.Delta.position:type_name -> aval.wire.v1.Position
 	16, // 19: aval.wire.v1.Delta.upserts:type_name -> aval.wire.v1.Resource
 	17, // 20: aval.wire.v1.Delta.deletes:type_name -> aval.wire.v1.ResourceKey
@@ -5867,34 +5990,34 @@ var file_aval_proto_depIdxs = []int32{
 	0,  // 26: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
 	14, // 27: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
 	18, // 28: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
-	72, // 29: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	74, // 29: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
 	16, // 30: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
-	73, // 31: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
-	30, // 32: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
-	74, // 33: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	75, // 31: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
+	32, // 32: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
+	76, // 33: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
 	0,  // 34: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
-	35, // 35: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
+	37, // 35: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
 	0,  // 36: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
 	17, // 37: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
 	0,  // 38: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
 	17, // 39: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
-	35, // 40: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
+	37, // 40: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
 	0,  // 41: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
-	75, // 42: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
-	44, // 43: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
-	76, // 44: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
+	77, // 42: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
+	46, // 43: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
+	78, // 44: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
 	0,  // 45: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
-	45, // 46: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
-	44, // 47: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
+	47, // 46: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
+	46, // 47: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
 	0,  // 48: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
-	54, // 49: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
-	55, // 50: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
-	58, // 51: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
-	60, // 52: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
-	59, // 53: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
-	61, // 54: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
-	64, // 55: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
-	67, // 56: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
+	56, // 49: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
+	57, // 50: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
+	60, // 51: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
+	62, // 52: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
+	61, // 53: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
+	63, // 54: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
+	66, // 55: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
+	69, // 56: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
 	3,  // 57: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
 	3,  // 58: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
 	3,  // 59: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
@@ -5904,45 +6027,47 @@ var file_aval_proto_depIdxs = []int32{
 	1,  // 63: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
 	4,  // 64: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
 	6,  // 65: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
-	26, // 66: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
+	28, // 66: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
 	11, // 67: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
-	28, // 68: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
-	31, // 69: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
-	33, // 70: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
-	36, // 71: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
-	38, // 72: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
-	40, // 73: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
-	42, // 74: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
-	46, // 75: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
-	48, // 76: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
-	50, // 77: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
-	52, // 78: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
-	56, // 79: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
-	62, // 80: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
-	65, // 81: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
-	68, // 82: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
-	2,  // 83: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
-	5,  // 84: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
-	12, // 85: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
-	27, // 86: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
-	22, // 87: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
-	29, // 88: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
-	32, // 89: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
-	34, // 90: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
-	37, // 91: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
-	39, // 92: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
-	41, // 93: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
-	43, // 94: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
-	47, // 95: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
-	49, // 96: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
-	51, // 97: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
-	53, // 98: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
-	57, // 99: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
-	63, // 100: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
-	66, // 101: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
-	69, // 102: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
-	83, // [83:103] is the sub-list for method output_type
-	63, // [63:83] is the sub-list for method input_type
+	26, // 68: aval.wire.v1.Proxy.Holder:input_type -> aval.wire.v1.HolderRequest
+	30, // 69: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
+	33, // 70: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
+	35, // 71: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
+	38, // 72: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
+	40, // 73: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
+	42, // 74: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
+	44, // 75: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
+	48, // 76: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
+	50, // 77: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
+	52, // 78: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
+	54, // 79: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
+	58, // 80: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
+	64, // 81: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
+	67, // 82: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
+	70, // 83: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
+	2,  // 84: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
+	5,  // 85: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
+	12, // 86: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
+	29, // 87: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
+	22, // 88: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
+	27, // 89: aval.wire.v1.Proxy.Holder:output_type -> aval.wire.v1.HolderResponse
+	31, // 90: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
+	34, // 91: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
+	36, // 92: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
+	39, // 93: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
+	41, // 94: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
+	43, // 95: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
+	45, // 96: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
+	49, // 97: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
+	51, // 98: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
+	53, // 99: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
+	55, // 100: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
+	59, // 101: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
+	65, // 102: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
+	68, // 103: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
+	71, // 104: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
+	84, // [84:105] is the sub-list for method output_type
+	63, // [63:84] is the sub-list for method input_type
 	63, // [63:63] is the sub-list for extension type_name
 	63, // [63:63] is the sub-list for extension extendee
 	0,  // [0:63] is the sub-list for field type_name
@@ -5973,7 +6098,7 @@ func file_aval_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aval_proto_rawDesc), len(file_aval_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   77,
+			NumMessages:   79,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -209,6 +209,7 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 const (
 	Proxy_Watch_FullMethodName  = "/aval.wire.v1.Proxy/Watch"
 	Proxy_Report_FullMethodName = "/aval.wire.v1.Proxy/Report"
+	Proxy_Holder_FullMethodName = "/aval.wire.v1.Proxy/Holder"
 )
 
 // ProxyClient is the client API for Proxy service.
@@ -220,6 +221,10 @@ const (
 type ProxyClient interface {
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Snapshot], error)
 	Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RecordBatch, RecordsAck], error)
+	// Holder says which process of the machine dialled a connection that the
+	// caller holds the other end of: an agent may see processes that a proxy
+	// may not.
+	Holder(ctx context.Context, in *HolderRequest, opts ...grpc.CallOption) (*HolderResponse, error)
 }
 
 type proxyClient struct {
@@ -262,6 +267,16 @@ func (c *proxyClient) Report(ctx context.Context, opts ...grpc.CallOption) (grpc
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Proxy_ReportClient = grpc.BidiStreamingClient[RecordBatch, RecordsAck]
 
+func (c *proxyClient) Holder(ctx context.Context, in *HolderRequest, opts ...grpc.CallOption) (*HolderResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HolderResponse)
+	err := c.cc.Invoke(ctx, Proxy_Holder_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ProxyServer is the server API for Proxy service.
 // All implementations must embed UnimplementedProxyServer
 // for forward compatibility.
@@ -271,6 +286,10 @@ type Proxy_ReportClient = grpc.BidiStreamingClient[RecordBatch, RecordsAck]
 type ProxyServer interface {
 	Watch(*WatchRequest, grpc.ServerStreamingServer[Snapshot]) error
 	Report(grpc.BidiStreamingServer[RecordBatch, RecordsAck]) error
+	// Holder says which process of the machine dialled a connection that the
+	// caller holds the other end of: an agent may see processes that a proxy
+	// may not.
+	Holder(context.Context, *HolderRequest) (*HolderResponse, error)
 	mustEmbedUnimplementedProxyServer()
 }
 
@@ -286,6 +305,9 @@ func (UnimplementedProxyServer) Watch(*WatchRequest, grpc.ServerStreamingServer[
 }
 func (UnimplementedProxyServer) Report(grpc.BidiStreamingServer[RecordBatch, RecordsAck]) error {
 	return status.Error(codes.Unimplemented, "method Report not implemented")
+}
+func (UnimplementedProxyServer) Holder(context.Context, *HolderRequest) (*HolderResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Holder not implemented")
 }
 func (UnimplementedProxyServer) mustEmbedUnimplementedProxyServer() {}
 func (UnimplementedProxyServer) testEmbeddedByValue()               {}
@@ -326,13 +348,36 @@ func _Proxy_Report_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Proxy_ReportServer = grpc.BidiStreamingServer[RecordBatch, RecordsAck]
 
+func _Proxy_Holder_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HolderRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ProxyServer).Holder(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Proxy_Holder_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ProxyServer).Holder(ctx, req.(*HolderRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Proxy_ServiceDesc is the grpc.ServiceDesc for Proxy service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var Proxy_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "aval.wire.v1.Proxy",
 	HandlerType: (*ProxyServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Holder",
+			Handler:    _Proxy_Holder_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Watch",
