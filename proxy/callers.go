@@ -10,7 +10,8 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/audit"
-	"github.com/aval-id/aval/proxy/neighbour"
+	"github.com/aval-id/aval/identity/neighbour"
+	"github.com/aval-id/aval/identity/wire"
 )
 
 // Bounds of the search. A record that finds no room goes its way without the
@@ -21,6 +22,8 @@ const (
 	// them. Without one the kernel still says whose socket it is.
 	searchesPerSecond = 2
 	searchTime        = 200 * time.Millisecond
+	// askTime bounds a question to the agent. There is one for each search.
+	askTime = 500 * time.Millisecond
 )
 
 // unknownCaller is a record that waits for its client's process.
@@ -34,6 +37,9 @@ type unknownCaller struct {
 type callers struct {
 	waiting chan unknownCaller
 	add     func(*audit.Event, netip.Addr)
+	// ask asks the agent, which may see processes that the proxy may not; nil
+	// asks nobody. It is set before run.
+	ask func(context.Context, *wire.HolderRequest) (*wire.HolderResponse, error)
 
 	mu   sync.Mutex
 	over bool // guarded by mu: nobody takes from waiting any more
@@ -79,7 +85,7 @@ func (c *callers) run(ctx context.Context) {
 			if search {
 				searched[next], next = now, (next+1)%len(searched)
 			}
-			c.identify(c.together(first), search)
+			c.identify(ctx, c.together(first), search)
 		}
 	}
 }
@@ -100,7 +106,7 @@ func (c *callers) together(first unknownCaller) []unknownCaller {
 
 // identify asks for each socket, looks for the processes of all at once, and
 // sends the records on.
-func (c *callers) identify(all []unknownCaller, search bool) {
+func (c *callers) identify(ctx context.Context, all []unknownCaller, search bool) {
 	sockets := make([]neighbour.Socket, len(all))
 	var held []neighbour.Socket
 	for i, u := range all {
@@ -117,11 +123,29 @@ func (c *callers) identify(all []unknownCaller, search bool) {
 			p, ok := found[s]
 			if !ok {
 				p = neighbour.Process{UID: s.UID}
+				if search {
+					p, search = c.asked(ctx, u, p), false // once
+				}
 			}
 			u.e.ClientProcess = p.String()
 		}
 		c.add(u.e, u.source.Addr())
 	}
+}
+
+// asked is what the agent knows of a socket's process, or p where it knows no
+// more.
+func (c *callers) asked(ctx context.Context, u unknownCaller, p neighbour.Process) neighbour.Process {
+	if c.ask == nil {
+		return p
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	h, err := c.ask(ctx, &wire.HolderRequest{Source: u.source.String(), Destination: u.destination.String()})
+	if err == nil && h.GetUid() == p.UID {
+		p.Unit, p.Exe = h.GetUnit(), h.GetExe()
+	}
+	return p
 }
 
 func (c *callers) end() {

@@ -3,6 +3,8 @@
 package proxy
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"strings"
@@ -10,6 +12,8 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/identity/neighbour"
+	"github.com/aval-id/aval/identity/wire"
 )
 
 func TestAPlaintextClientOfThisMachineIsNamed(t *testing.T) {
@@ -59,8 +63,35 @@ func TestARecordNeverWaitsForRoomNorGetsLost(t *testing.T) {
 		t.Errorf("%d of %d records went on", len(got), offered)
 	}
 	// A socket that is gone has no process, and its record goes on.
-	c.identify([]unknownCaller{{&audit.Event{Time: time.Now()}, local, local}}, true)
+	c.identify(t.Context(), []unknownCaller{{&audit.Event{Time: time.Now()}, local, local}}, true)
 	if len(got) != offered+1 || got[offered].ClientProcess != "" {
 		t.Errorf("the record of a socket that is gone: %+v", got[len(got)-1])
+	}
+}
+
+func TestTheAgentNamesWhatTheProxyMayNotSee(t *testing.T) {
+	u := unknownCaller{&audit.Event{}, netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("127.0.0.1:2")}
+	var c callers
+	p := neighbour.Process{UID: 5}
+	if got := c.asked(t.Context(), u, p); got != p {
+		t.Errorf("without an agent: %v", got)
+	}
+	answer, fault := &wire.HolderResponse{Uid: 5, Unit: "batch.service", Exe: "/usr/bin/curl"}, error(nil)
+	c.ask = func(_ context.Context, req *wire.HolderRequest) (*wire.HolderResponse, error) {
+		if req.GetSource() != "127.0.0.1:1" || req.GetDestination() != "127.0.0.1:2" {
+			t.Errorf("asked for %v", req)
+		}
+		return answer, fault
+	}
+	if got := c.asked(t.Context(), u, p).String(); got != "uid=5 unit=batch.service exe=/usr/bin/curl" {
+		t.Errorf("with an agent: %s", got)
+	}
+	answer.Uid = 6 // the kernel's word to the proxy counts
+	if got := c.asked(t.Context(), u, p); got != p {
+		t.Errorf("another user: %v", got)
+	}
+	fault = errors.New("away")
+	if got := c.asked(t.Context(), u, p); got != p {
+		t.Errorf("without an answer: %v", got)
 	}
 }

@@ -142,6 +142,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	streams.Go(func() { p.sweep(work) })
 	streams.Go(func() { p.serveAdmin(work, admin) })
 	searching, found := context.WithCancel(work)
+	p.callers.ask = func(ctx context.Context, req *wire.HolderRequest) (*wire.HolderResponse, error) {
+		return client.Holder(ctx, req)
+	}
 	var search sync.WaitGroup
 	search.Go(func() { p.callers.run(searching) })
 	err = p.serve(ctx)

@@ -69,6 +69,7 @@ type Server struct {
 	denied atomic.Uint64
 
 	followed atomic.Int64 // streams that wait for changes
+	searches searches
 }
 
 // socketMode lets every process connect: what it gets depends on what it is.

@@ -2543,6 +2543,119 @@ func (x *EndpointSet) GetRevision() uint64 {
 	return 0
 }
 
+// HolderRequest names a connection by its ends, each as ip:port.
+type HolderRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`           // the end that dialled
+	Destination   string                 `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"` // the caller's own
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HolderRequest) Reset() {
+	*x = HolderRequest{}
+	mi := &file_aval_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HolderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HolderRequest) ProtoMessage() {}
+
+func (x *HolderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HolderRequest.ProtoReflect.Descriptor instead.
+func (*HolderRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *HolderRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *HolderRequest) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+type HolderResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uid           uint32                 `protobuf:"varint,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	Unit          string                 `protobuf:"bytes,2,opt,name=unit,proto3" json:"unit,omitempty"` // of systemd, or empty
+	Exe           string                 `protobuf:"bytes,3,opt,name=exe,proto3" json:"exe,omitempty"`   // path of the executable, or empty
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HolderResponse) Reset() {
+	*x = HolderResponse{}
+	mi := &file_aval_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HolderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HolderResponse) ProtoMessage() {}
+
+func (x *HolderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HolderResponse.ProtoReflect.Descriptor instead.
+func (*HolderResponse) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *HolderResponse) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *HolderResponse) GetUnit() string {
+	if x != nil {
+		return x.Unit
+	}
+	return ""
+}
+
+func (x *HolderResponse) GetExe() string {
+	if x != nil {
+		return x.Exe
+	}
+	return ""
+}
+
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// identity picks one of the caller's identities; empty takes the only one.
@@ -2556,7 +2669,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +2681,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2581,7 +2694,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{36}
+	return file_aval_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *WatchRequest) GetIdentity() string {
@@ -2615,7 +2728,7 @@ type TookRequest struct {
 
 func (x *TookRequest) Reset() {
 	*x = TookRequest{}
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +2740,7 @@ func (x *TookRequest) String() string {
 func (*TookRequest) ProtoMessage() {}
 
 func (x *TookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +2753,7 @@ func (x *TookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TookRequest.ProtoReflect.Descriptor instead.
 func (*TookRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{37}
+	return file_aval_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TookRequest) GetTag() uint64 {
@@ -2658,7 +2771,7 @@ type TookResponse struct {
 
 func (x *TookResponse) Reset() {
 	*x = TookResponse{}
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2670,7 +2783,7 @@ func (x *TookResponse) String() string {
 func (*TookResponse) ProtoMessage() {}
 
 func (x *TookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2683,7 +2796,7 @@ func (x *TookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TookResponse.ProtoReflect.Descriptor instead.
 func (*TookResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{38}
+	return file_aval_proto_rawDescGZIP(), []int{40}
 }
 
 // Snapshot is complete in itself: credentials, bundles and policies of one
@@ -2713,7 +2826,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2725,7 +2838,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2738,7 +2851,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{39}
+	return file_aval_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Snapshot) GetPosition() *Position {
@@ -2841,7 +2954,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2853,7 +2966,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2866,7 +2979,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{40}
+	return file_aval_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ExplainRequest) GetPid() int32 {
@@ -2889,7 +3002,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2901,7 +3014,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2914,7 +3027,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{41}
+	return file_aval_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ExplainResponse) GetSelectors() map[string]*Values {
@@ -2970,7 +3083,7 @@ type ExplainedRegistration struct {
 
 func (x *ExplainedRegistration) Reset() {
 	*x = ExplainedRegistration{}
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2982,7 +3095,7 @@ func (x *ExplainedRegistration) String() string {
 func (*ExplainedRegistration) ProtoMessage() {}
 
 func (x *ExplainedRegistration) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2995,7 +3108,7 @@ func (x *ExplainedRegistration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedRegistration.ProtoReflect.Descriptor instead.
 func (*ExplainedRegistration) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{42}
+	return file_aval_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ExplainedRegistration) GetRegistration() string {
@@ -3055,7 +3168,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3067,7 +3180,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3080,7 +3193,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{43}
+	return file_aval_proto_rawDescGZIP(), []int{45}
 }
 
 type StatusResponse struct {
@@ -3106,7 +3219,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3118,7 +3231,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3131,7 +3244,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{44}
+	return file_aval_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StatusResponse) GetNodeId() string {
@@ -3240,7 +3353,7 @@ type ListEndpointsRequest struct {
 
 func (x *ListEndpointsRequest) Reset() {
 	*x = ListEndpointsRequest{}
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3252,7 +3365,7 @@ func (x *ListEndpointsRequest) String() string {
 func (*ListEndpointsRequest) ProtoMessage() {}
 
 func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3265,7 +3378,7 @@ func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{45}
+	return file_aval_proto_rawDescGZIP(), []int{47}
 }
 
 type ListEndpointsResponse struct {
@@ -3279,7 +3392,7 @@ type ListEndpointsResponse struct {
 
 func (x *ListEndpointsResponse) Reset() {
 	*x = ListEndpointsResponse{}
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3291,7 +3404,7 @@ func (x *ListEndpointsResponse) String() string {
 func (*ListEndpointsResponse) ProtoMessage() {}
 
 func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3304,7 +3417,7 @@ func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListEndpointsResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{46}
+	return file_aval_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListEndpointsResponse) GetEndpoints() []*EndpointState {
@@ -3340,7 +3453,7 @@ type EndpointState struct {
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3352,7 +3465,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3365,7 +3478,7 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{47}
+	return file_aval_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *EndpointState) GetEndpoint() *Endpoint {
@@ -3422,7 +3535,7 @@ type RotationStatusRequest struct {
 
 func (x *RotationStatusRequest) Reset() {
 	*x = RotationStatusRequest{}
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3434,7 +3547,7 @@ func (x *RotationStatusRequest) String() string {
 func (*RotationStatusRequest) ProtoMessage() {}
 
 func (x *RotationStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3447,7 +3560,7 @@ func (x *RotationStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationStatusRequest.ProtoReflect.Descriptor instead.
 func (*RotationStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{48}
+	return file_aval_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RotationStatusRequest) GetTarget() string {
@@ -3493,7 +3606,7 @@ type RotateRequest struct {
 
 func (x *RotateRequest) Reset() {
 	*x = RotateRequest{}
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3505,7 +3618,7 @@ func (x *RotateRequest) String() string {
 func (*RotateRequest) ProtoMessage() {}
 
 func (x *RotateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3518,7 +3631,7 @@ func (x *RotateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
 func (*RotateRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{49}
+	return file_aval_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RotateRequest) GetVerb() string {
@@ -3617,7 +3730,7 @@ type RotationState struct {
 
 func (x *RotationState) Reset() {
 	*x = RotationState{}
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3629,7 +3742,7 @@ func (x *RotationState) String() string {
 func (*RotationState) ProtoMessage() {}
 
 func (x *RotationState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3642,7 +3755,7 @@ func (x *RotationState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationState.ProtoReflect.Descriptor instead.
 func (*RotationState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{50}
+	return file_aval_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RotationState) GetTarget() string {
@@ -3824,7 +3937,7 @@ type RotationHolder struct {
 
 func (x *RotationHolder) Reset() {
 	*x = RotationHolder{}
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3836,7 +3949,7 @@ func (x *RotationHolder) String() string {
 func (*RotationHolder) ProtoMessage() {}
 
 func (x *RotationHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3849,7 +3962,7 @@ func (x *RotationHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationHolder.ProtoReflect.Descriptor instead.
 func (*RotationHolder) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{51}
+	return file_aval_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RotationHolder) GetNode() string {
@@ -3916,7 +4029,7 @@ type RotationStep struct {
 
 func (x *RotationStep) Reset() {
 	*x = RotationStep{}
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3928,7 +4041,7 @@ func (x *RotationStep) String() string {
 func (*RotationStep) ProtoMessage() {}
 
 func (x *RotationStep) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3941,7 +4054,7 @@ func (x *RotationStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationStep.ProtoReflect.Descriptor instead.
 func (*RotationStep) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{52}
+	return file_aval_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *RotationStep) GetPhase() string {
@@ -3997,7 +4110,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4009,7 +4122,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4022,7 +4135,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{53}
+	return file_aval_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ApplyRequest) GetDocuments() [][]byte {
@@ -4050,7 +4163,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4062,7 +4175,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4075,7 +4188,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{54}
+	return file_aval_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -4114,7 +4227,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4126,7 +4239,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4139,7 +4252,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{55}
+	return file_aval_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Change) GetKey() *ResourceKey {
@@ -4190,7 +4303,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4202,7 +4315,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4215,7 +4328,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{56}
+	return file_aval_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetRequest) GetKind() string {
@@ -4249,7 +4362,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4261,7 +4374,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4274,7 +4387,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{57}
+	return file_aval_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GetResponse) GetDocuments() [][]byte {
@@ -4301,7 +4414,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4313,7 +4426,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4326,7 +4439,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{58}
+	return file_aval_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *DeleteRequest) GetKeys() []*ResourceKey {
@@ -4353,7 +4466,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4365,7 +4478,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4378,7 +4491,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{59}
+	return file_aval_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DeleteResponse) GetChanges() []*Change {
@@ -4407,7 +4520,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4419,7 +4532,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4432,7 +4545,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{60}
+	return file_aval_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CreateTokenRequest) GetTtl() int64 {
@@ -4469,7 +4582,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4481,7 +4594,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4494,7 +4607,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{61}
+	return file_aval_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -4542,7 +4655,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4554,7 +4667,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4567,7 +4680,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{62}
+	return file_aval_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListNodesRequest) GetName() string {
@@ -4586,7 +4699,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4598,7 +4711,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4611,7 +4724,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{63}
+	return file_aval_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeState {
@@ -4642,7 +4755,7 @@ type NodeState struct {
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4654,7 +4767,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4667,7 +4780,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{64}
+	return file_aval_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *NodeState) GetNodeId() string {
@@ -4772,7 +4885,7 @@ type LiveSVID struct {
 
 func (x *LiveSVID) Reset() {
 	*x = LiveSVID{}
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4784,7 +4897,7 @@ func (x *LiveSVID) String() string {
 func (*LiveSVID) ProtoMessage() {}
 
 func (x *LiveSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4797,7 +4910,7 @@ func (x *LiveSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSVID.ProtoReflect.Descriptor instead.
 func (*LiveSVID) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{65}
+	return file_aval_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *LiveSVID) GetSpiffeId() string {
@@ -4830,7 +4943,7 @@ type EvictNodeRequest struct {
 
 func (x *EvictNodeRequest) Reset() {
 	*x = EvictNodeRequest{}
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4842,7 +4955,7 @@ func (x *EvictNodeRequest) String() string {
 func (*EvictNodeRequest) ProtoMessage() {}
 
 func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4855,7 +4968,7 @@ func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvictNodeRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{66}
+	return file_aval_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *EvictNodeRequest) GetName() string {
@@ -4874,7 +4987,7 @@ type EvictNodeResponse struct {
 
 func (x *EvictNodeResponse) Reset() {
 	*x = EvictNodeResponse{}
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4886,7 +4999,7 @@ func (x *EvictNodeResponse) String() string {
 func (*EvictNodeResponse) ProtoMessage() {}
 
 func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4899,7 +5012,7 @@ func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeResponse.ProtoReflect.Descriptor instead.
 func (*EvictNodeResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{67}
+	return file_aval_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *EvictNodeResponse) GetNode() *NodeState {
@@ -4928,7 +5041,7 @@ type EntriesRequest struct {
 
 func (x *EntriesRequest) Reset() {
 	*x = EntriesRequest{}
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4940,7 +5053,7 @@ func (x *EntriesRequest) String() string {
 func (*EntriesRequest) ProtoMessage() {}
 
 func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4953,7 +5066,7 @@ func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesRequest.ProtoReflect.Descriptor instead.
 func (*EntriesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{68}
+	return file_aval_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *EntriesRequest) GetLog() string {
@@ -5023,7 +5136,7 @@ type EntriesResponse struct {
 
 func (x *EntriesResponse) Reset() {
 	*x = EntriesResponse{}
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5035,7 +5148,7 @@ func (x *EntriesResponse) String() string {
 func (*EntriesResponse) ProtoMessage() {}
 
 func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5048,7 +5161,7 @@ func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesResponse.ProtoReflect.Descriptor instead.
 func (*EntriesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{69}
+	return file_aval_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *EntriesResponse) GetLog() string {
@@ -5073,7 +5186,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_aval_proto_msgTypes[70]
+	mi := &file_aval_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5085,7 +5198,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[70]
+	mi := &file_aval_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5098,7 +5211,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{70}
+	return file_aval_proto_rawDescGZIP(), []int{72}
 }
 
 type BackupResponse struct {
@@ -5110,7 +5223,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_aval_proto_msgTypes[71]
+	mi := &file_aval_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5122,7 +5235,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[71]
+	mi := &file_aval_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5135,7 +5248,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{71}
+	return file_aval_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -5153,7 +5266,7 @@ type ServerStatusRequest struct {
 
 func (x *ServerStatusRequest) Reset() {
 	*x = ServerStatusRequest{}
-	mi := &file_aval_proto_msgTypes[72]
+	mi := &file_aval_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5165,7 +5278,7 @@ func (x *ServerStatusRequest) String() string {
 func (*ServerStatusRequest) ProtoMessage() {}
 
 func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[72]
+	mi := &file_aval_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5178,7 +5291,7 @@ func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusRequest.ProtoReflect.Descriptor instead.
 func (*ServerStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{72}
+	return file_aval_proto_rawDescGZIP(), []int{74}
 }
 
 type ServerStatusResponse struct {
@@ -5214,7 +5327,7 @@ type ServerStatusResponse struct {
 
 func (x *ServerStatusResponse) Reset() {
 	*x = ServerStatusResponse{}
-	mi := &file_aval_proto_msgTypes[73]
+	mi := &file_aval_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5226,7 +5339,7 @@ func (x *ServerStatusResponse) String() string {
 func (*ServerStatusResponse) ProtoMessage() {}
 
 func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[73]
+	mi := &file_aval_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5239,7 +5352,7 @@ func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusResponse.ProtoReflect.Descriptor instead.
 func (*ServerStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{73}
+	return file_aval_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ServerStatusResponse) GetTrustDomain() string {
@@ -5410,7 +5523,7 @@ type KeySetState struct {
 
 func (x *KeySetState) Reset() {
 	*x = KeySetState{}
-	mi := &file_aval_proto_msgTypes[74]
+	mi := &file_aval_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5422,7 +5535,7 @@ func (x *KeySetState) String() string {
 func (*KeySetState) ProtoMessage() {}
 
 func (x *KeySetState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[74]
+	mi := &file_aval_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5435,7 +5548,7 @@ func (x *KeySetState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeySetState.ProtoReflect.Descriptor instead.
 func (*KeySetState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{74}
+	return file_aval_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *KeySetState) GetUri() string {
@@ -5505,7 +5618,7 @@ type AuthorityState struct {
 
 func (x *AuthorityState) Reset() {
 	*x = AuthorityState{}
-	mi := &file_aval_proto_msgTypes[75]
+	mi := &file_aval_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5517,7 +5630,7 @@ func (x *AuthorityState) String() string {
 func (*AuthorityState) ProtoMessage() {}
 
 func (x *AuthorityState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[75]
+	mi := &file_aval_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5530,7 +5643,7 @@ func (x *AuthorityState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityState.ProtoReflect.Descriptor instead.
 func (*AuthorityState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{75}
+	return file_aval_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *AuthorityState) GetRole() string {
@@ -5603,7 +5716,7 @@ type LogState struct {
 
 func (x *LogState) Reset() {
 	*x = LogState{}
-	mi := &file_aval_proto_msgTypes[76]
+	mi := &file_aval_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5615,7 +5728,7 @@ func (x *LogState) String() string {
 func (*LogState) ProtoMessage() {}
 
 func (x *LogState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[76]
+	mi := &file_aval_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5628,7 +5741,7 @@ func (x *LogState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogState.ProtoReflect.Descriptor instead.
 func (*LogState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{76}
+	return file_aval_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *LogState) GetName() string {
@@ -5687,7 +5800,7 @@ type ExplainStrictRequest struct {
 
 func (x *ExplainStrictRequest) Reset() {
 	*x = ExplainStrictRequest{}
-	mi := &file_aval_proto_msgTypes[77]
+	mi := &file_aval_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5699,7 +5812,7 @@ func (x *ExplainStrictRequest) String() string {
 func (*ExplainStrictRequest) ProtoMessage() {}
 
 func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[77]
+	mi := &file_aval_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5712,7 +5825,7 @@ func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictRequest.ProtoReflect.Descriptor instead.
 func (*ExplainStrictRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{77}
+	return file_aval_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ExplainStrictRequest) GetTarget() string {
@@ -5746,7 +5859,7 @@ type ExplainStrictResponse struct {
 
 func (x *ExplainStrictResponse) Reset() {
 	*x = ExplainStrictResponse{}
-	mi := &file_aval_proto_msgTypes[78]
+	mi := &file_aval_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5758,7 +5871,7 @@ func (x *ExplainStrictResponse) String() string {
 func (*ExplainStrictResponse) ProtoMessage() {}
 
 func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[78]
+	mi := &file_aval_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5771,7 +5884,7 @@ func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictResponse.ProtoReflect.Descriptor instead.
 func (*ExplainStrictResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{78}
+	return file_aval_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ExplainStrictResponse) GetWorkloads() []*StrictWorkload {
@@ -5845,7 +5958,7 @@ type StrictWorkload struct {
 
 func (x *StrictWorkload) Reset() {
 	*x = StrictWorkload{}
-	mi := &file_aval_proto_msgTypes[79]
+	mi := &file_aval_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5857,7 +5970,7 @@ func (x *StrictWorkload) String() string {
 func (*StrictWorkload) ProtoMessage() {}
 
 func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[79]
+	mi := &file_aval_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5870,7 +5983,7 @@ func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictWorkload.ProtoReflect.Descriptor instead.
 func (*StrictWorkload) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{79}
+	return file_aval_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *StrictWorkload) GetRegistration() string {
@@ -5985,7 +6098,7 @@ type StrictException struct {
 
 func (x *StrictException) Reset() {
 	*x = StrictException{}
-	mi := &file_aval_proto_msgTypes[80]
+	mi := &file_aval_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5997,7 +6110,7 @@ func (x *StrictException) String() string {
 func (*StrictException) ProtoMessage() {}
 
 func (x *StrictException) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[80]
+	mi := &file_aval_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6010,7 +6123,7 @@ func (x *StrictException) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictException.ProtoReflect.Descriptor instead.
 func (*StrictException) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{80}
+	return file_aval_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *StrictException) GetName() string {
@@ -6057,7 +6170,7 @@ type StrictPort struct {
 
 func (x *StrictPort) Reset() {
 	*x = StrictPort{}
-	mi := &file_aval_proto_msgTypes[81]
+	mi := &file_aval_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6069,7 +6182,7 @@ func (x *StrictPort) String() string {
 func (*StrictPort) ProtoMessage() {}
 
 func (x *StrictPort) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[81]
+	mi := &file_aval_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6082,7 +6195,7 @@ func (x *StrictPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictPort.ProtoReflect.Descriptor instead.
 func (*StrictPort) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{81}
+	return file_aval_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *StrictPort) GetPort() uint32 {
@@ -6172,7 +6285,7 @@ type StrictClient struct {
 
 func (x *StrictClient) Reset() {
 	*x = StrictClient{}
-	mi := &file_aval_proto_msgTypes[82]
+	mi := &file_aval_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6184,7 +6297,7 @@ func (x *StrictClient) String() string {
 func (*StrictClient) ProtoMessage() {}
 
 func (x *StrictClient) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[82]
+	mi := &file_aval_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6197,7 +6310,7 @@ func (x *StrictClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictClient.ProtoReflect.Descriptor instead.
 func (*StrictClient) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{82}
+	return file_aval_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *StrictClient) GetCause() string {
@@ -6320,7 +6433,7 @@ type ProxyStatusRequest struct {
 
 func (x *ProxyStatusRequest) Reset() {
 	*x = ProxyStatusRequest{}
-	mi := &file_aval_proto_msgTypes[83]
+	mi := &file_aval_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6332,7 +6445,7 @@ func (x *ProxyStatusRequest) String() string {
 func (*ProxyStatusRequest) ProtoMessage() {}
 
 func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[83]
+	mi := &file_aval_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6345,7 +6458,7 @@ func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusRequest.ProtoReflect.Descriptor instead.
 func (*ProxyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{83}
+	return file_aval_proto_rawDescGZIP(), []int{85}
 }
 
 type ProxyStatusResponse struct {
@@ -6381,7 +6494,7 @@ type ProxyStatusResponse struct {
 
 func (x *ProxyStatusResponse) Reset() {
 	*x = ProxyStatusResponse{}
-	mi := &file_aval_proto_msgTypes[84]
+	mi := &file_aval_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6393,7 +6506,7 @@ func (x *ProxyStatusResponse) String() string {
 func (*ProxyStatusResponse) ProtoMessage() {}
 
 func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[84]
+	mi := &file_aval_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6406,7 +6519,7 @@ func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusResponse.ProtoReflect.Descriptor instead.
 func (*ProxyStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{84}
+	return file_aval_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ProxyStatusResponse) GetSpiffeId() string {
@@ -6572,7 +6685,7 @@ type ProxyRegistry struct {
 
 func (x *ProxyRegistry) Reset() {
 	*x = ProxyRegistry{}
-	mi := &file_aval_proto_msgTypes[85]
+	mi := &file_aval_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6584,7 +6697,7 @@ func (x *ProxyRegistry) String() string {
 func (*ProxyRegistry) ProtoMessage() {}
 
 func (x *ProxyRegistry) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[85]
+	mi := &file_aval_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6597,7 +6710,7 @@ func (x *ProxyRegistry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyRegistry.ProtoReflect.Descriptor instead.
 func (*ProxyRegistry) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{85}
+	return file_aval_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ProxyRegistry) GetAnnounced() []*Endpoint {
@@ -6653,7 +6766,7 @@ type ProxyDestination struct {
 
 func (x *ProxyDestination) Reset() {
 	*x = ProxyDestination{}
-	mi := &file_aval_proto_msgTypes[86]
+	mi := &file_aval_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6665,7 +6778,7 @@ func (x *ProxyDestination) String() string {
 func (*ProxyDestination) ProtoMessage() {}
 
 func (x *ProxyDestination) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[86]
+	mi := &file_aval_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6678,7 +6791,7 @@ func (x *ProxyDestination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyDestination.ProtoReflect.Descriptor instead.
 func (*ProxyDestination) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{86}
+	return file_aval_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ProxyDestination) GetAddress() string {
@@ -6743,7 +6856,7 @@ type ProxyListener struct {
 
 func (x *ProxyListener) Reset() {
 	*x = ProxyListener{}
-	mi := &file_aval_proto_msgTypes[87]
+	mi := &file_aval_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6755,7 +6868,7 @@ func (x *ProxyListener) String() string {
 func (*ProxyListener) ProtoMessage() {}
 
 func (x *ProxyListener) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[87]
+	mi := &file_aval_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6768,7 +6881,7 @@ func (x *ProxyListener) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyListener.ProtoReflect.Descriptor instead.
 func (*ProxyListener) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{87}
+	return file_aval_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ProxyListener) GetName() string {
@@ -6844,7 +6957,7 @@ type ConnectionsRequest struct {
 
 func (x *ConnectionsRequest) Reset() {
 	*x = ConnectionsRequest{}
-	mi := &file_aval_proto_msgTypes[88]
+	mi := &file_aval_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6856,7 +6969,7 @@ func (x *ConnectionsRequest) String() string {
 func (*ConnectionsRequest) ProtoMessage() {}
 
 func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[88]
+	mi := &file_aval_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6869,7 +6982,7 @@ func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsRequest.ProtoReflect.Descriptor instead.
 func (*ConnectionsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{88}
+	return file_aval_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ConnectionsRequest) GetDirection() string {
@@ -6888,7 +7001,7 @@ type ConnectionsResponse struct {
 
 func (x *ConnectionsResponse) Reset() {
 	*x = ConnectionsResponse{}
-	mi := &file_aval_proto_msgTypes[89]
+	mi := &file_aval_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6900,7 +7013,7 @@ func (x *ConnectionsResponse) String() string {
 func (*ConnectionsResponse) ProtoMessage() {}
 
 func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[89]
+	mi := &file_aval_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6913,7 +7026,7 @@ func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsResponse.ProtoReflect.Descriptor instead.
 func (*ConnectionsResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{89}
+	return file_aval_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ConnectionsResponse) GetConnections() []*ProxyConnection {
@@ -6952,7 +7065,7 @@ type ProxyConnection struct {
 
 func (x *ProxyConnection) Reset() {
 	*x = ProxyConnection{}
-	mi := &file_aval_proto_msgTypes[90]
+	mi := &file_aval_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6964,7 +7077,7 @@ func (x *ProxyConnection) String() string {
 func (*ProxyConnection) ProtoMessage() {}
 
 func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[90]
+	mi := &file_aval_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6977,7 +7090,7 @@ func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyConnection.ProtoReflect.Descriptor instead.
 func (*ProxyConnection) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{90}
+	return file_aval_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ProxyConnection) GetDirection() string {
@@ -7102,7 +7215,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_aval_proto_msgTypes[91]
+	mi := &file_aval_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7114,7 +7227,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[91]
+	mi := &file_aval_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7127,7 +7240,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{91}
+	return file_aval_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *DrainRequest) GetDeadline() int64 {
@@ -7148,7 +7261,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_aval_proto_msgTypes[92]
+	mi := &file_aval_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7160,7 +7273,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[92]
+	mi := &file_aval_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7173,7 +7286,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{92}
+	return file_aval_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *DrainResponse) GetOpen() int64 {
@@ -7383,7 +7496,14 @@ const file_aval_proto_rawDesc = "" +
 	"\vEndpointSet\x124\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x16.aval.wire.v1.EndpointR\tendpoints\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"l\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"I\n" +
+	"\rHolderRequest\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12 \n" +
+	"\vdestination\x18\x02 \x01(\tR\vdestination\"H\n" +
+	"\x0eHolderResponse\x12\x10\n" +
+	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x12\n" +
+	"\x04unit\x18\x02 \x01(\tR\x04unit\x12\x10\n" +
+	"\x03exe\x18\x03 \x01(\tR\x03exe\"l\n" +
 	"\fWatchRequest\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x1c\n" +
 	"\tevaluator\x18\x02 \x01(\rR\tevaluator\x12\"\n" +
@@ -7808,13 +7928,14 @@ const file_aval_proto_rawDesc = "" +
 	"\x04Node\x12C\n" +
 	"\x06Attest\x12\x1b.aval.wire.v1.AttestRequest\x1a\x1c.aval.wire.v1.AttestResponse\x12@\n" +
 	"\x05Renew\x12\x1a.aval.wire.v1.RenewRequest\x1a\x1b.aval.wire.v1.RenewResponse\x12>\n" +
-	"\x04Sync\x12\x17.aval.wire.v1.NodeFrame\x1a\x19.aval.wire.v1.ServerFrame(\x010\x012\xd5\x02\n" +
+	"\x04Sync\x12\x17.aval.wire.v1.NodeFrame\x1a\x19.aval.wire.v1.ServerFrame(\x010\x012\x9a\x03\n" +
 	"\x05Proxy\x12=\n" +
 	"\x05Watch\x12\x1a.aval.wire.v1.WatchRequest\x1a\x16.aval.wire.v1.Snapshot0\x01\x12=\n" +
 	"\x04Took\x12\x19.aval.wire.v1.TookRequest\x1a\x1a.aval.wire.v1.TookResponse\x12A\n" +
 	"\x06Report\x12\x19.aval.wire.v1.RecordBatch\x1a\x18.aval.wire.v1.RecordsAck(\x010\x01\x12A\n" +
 	"\bAnnounce\x12\x1a.aval.wire.v1.Announcement\x1a\x17.aval.wire.v1.Announced0\x01\x12H\n" +
-	"\tEndpoints\x12\x1e.aval.wire.v1.EndpointsRequest\x1a\x19.aval.wire.v1.EndpointSet0\x012\x94\x01\n" +
+	"\tEndpoints\x12\x1e.aval.wire.v1.EndpointsRequest\x1a\x19.aval.wire.v1.EndpointSet0\x01\x12C\n" +
+	"\x06Holder\x12\x1b.aval.wire.v1.HolderRequest\x1a\x1c.aval.wire.v1.HolderResponse2\x94\x01\n" +
 	"\x05Local\x12F\n" +
 	"\aExplain\x12\x1c.aval.wire.v1.ExplainRequest\x1a\x1d.aval.wire.v1.ExplainResponse\x12C\n" +
 	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\xf0\a\n" +
@@ -7850,7 +7971,7 @@ func file_aval_proto_rawDescGZIP() []byte {
 	return file_aval_proto_rawDescData
 }
 
-var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 101)
+var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 103)
 var file_aval_proto_goTypes = []any{
 	(*Position)(nil),              // 0: aval.wire.v1.Position
 	(*AttestRequest)(nil),         // 1: aval.wire.v1.AttestRequest
@@ -7888,75 +8009,77 @@ var file_aval_proto_goTypes = []any{
 	(*Announced)(nil),             // 33: aval.wire.v1.Announced
 	(*EndpointsRequest)(nil),      // 34: aval.wire.v1.EndpointsRequest
 	(*EndpointSet)(nil),           // 35: aval.wire.v1.EndpointSet
-	(*WatchRequest)(nil),          // 36: aval.wire.v1.WatchRequest
-	(*TookRequest)(nil),           // 37: aval.wire.v1.TookRequest
-	(*TookResponse)(nil),          // 38: aval.wire.v1.TookResponse
-	(*Snapshot)(nil),              // 39: aval.wire.v1.Snapshot
-	(*ExplainRequest)(nil),        // 40: aval.wire.v1.ExplainRequest
-	(*ExplainResponse)(nil),       // 41: aval.wire.v1.ExplainResponse
-	(*ExplainedRegistration)(nil), // 42: aval.wire.v1.ExplainedRegistration
-	(*StatusRequest)(nil),         // 43: aval.wire.v1.StatusRequest
-	(*StatusResponse)(nil),        // 44: aval.wire.v1.StatusResponse
-	(*ListEndpointsRequest)(nil),  // 45: aval.wire.v1.ListEndpointsRequest
-	(*ListEndpointsResponse)(nil), // 46: aval.wire.v1.ListEndpointsResponse
-	(*EndpointState)(nil),         // 47: aval.wire.v1.EndpointState
-	(*RotationStatusRequest)(nil), // 48: aval.wire.v1.RotationStatusRequest
-	(*RotateRequest)(nil),         // 49: aval.wire.v1.RotateRequest
-	(*RotationState)(nil),         // 50: aval.wire.v1.RotationState
-	(*RotationHolder)(nil),        // 51: aval.wire.v1.RotationHolder
-	(*RotationStep)(nil),          // 52: aval.wire.v1.RotationStep
-	(*ApplyRequest)(nil),          // 53: aval.wire.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 54: aval.wire.v1.ApplyResponse
-	(*Change)(nil),                // 55: aval.wire.v1.Change
-	(*GetRequest)(nil),            // 56: aval.wire.v1.GetRequest
-	(*GetResponse)(nil),           // 57: aval.wire.v1.GetResponse
-	(*DeleteRequest)(nil),         // 58: aval.wire.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 59: aval.wire.v1.DeleteResponse
-	(*CreateTokenRequest)(nil),    // 60: aval.wire.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 61: aval.wire.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),      // 62: aval.wire.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 63: aval.wire.v1.ListNodesResponse
-	(*NodeState)(nil),             // 64: aval.wire.v1.NodeState
-	(*LiveSVID)(nil),              // 65: aval.wire.v1.LiveSVID
-	(*EvictNodeRequest)(nil),      // 66: aval.wire.v1.EvictNodeRequest
-	(*EvictNodeResponse)(nil),     // 67: aval.wire.v1.EvictNodeResponse
-	(*EntriesRequest)(nil),        // 68: aval.wire.v1.EntriesRequest
-	(*EntriesResponse)(nil),       // 69: aval.wire.v1.EntriesResponse
-	(*BackupRequest)(nil),         // 70: aval.wire.v1.BackupRequest
-	(*BackupResponse)(nil),        // 71: aval.wire.v1.BackupResponse
-	(*ServerStatusRequest)(nil),   // 72: aval.wire.v1.ServerStatusRequest
-	(*ServerStatusResponse)(nil),  // 73: aval.wire.v1.ServerStatusResponse
-	(*KeySetState)(nil),           // 74: aval.wire.v1.KeySetState
-	(*AuthorityState)(nil),        // 75: aval.wire.v1.AuthorityState
-	(*LogState)(nil),              // 76: aval.wire.v1.LogState
-	(*ExplainStrictRequest)(nil),  // 77: aval.wire.v1.ExplainStrictRequest
-	(*ExplainStrictResponse)(nil), // 78: aval.wire.v1.ExplainStrictResponse
-	(*StrictWorkload)(nil),        // 79: aval.wire.v1.StrictWorkload
-	(*StrictException)(nil),       // 80: aval.wire.v1.StrictException
-	(*StrictPort)(nil),            // 81: aval.wire.v1.StrictPort
-	(*StrictClient)(nil),          // 82: aval.wire.v1.StrictClient
-	(*ProxyStatusRequest)(nil),    // 83: aval.wire.v1.ProxyStatusRequest
-	(*ProxyStatusResponse)(nil),   // 84: aval.wire.v1.ProxyStatusResponse
-	(*ProxyRegistry)(nil),         // 85: aval.wire.v1.ProxyRegistry
-	(*ProxyDestination)(nil),      // 86: aval.wire.v1.ProxyDestination
-	(*ProxyListener)(nil),         // 87: aval.wire.v1.ProxyListener
-	(*ConnectionsRequest)(nil),    // 88: aval.wire.v1.ConnectionsRequest
-	(*ConnectionsResponse)(nil),   // 89: aval.wire.v1.ConnectionsResponse
-	(*ProxyConnection)(nil),       // 90: aval.wire.v1.ProxyConnection
-	(*DrainRequest)(nil),          // 91: aval.wire.v1.DrainRequest
-	(*DrainResponse)(nil),         // 92: aval.wire.v1.DrainResponse
-	nil,                           // 93: aval.wire.v1.AttestResponse.AttributesEntry
-	nil,                           // 94: aval.wire.v1.Welcome.AttributesEntry
-	nil,                           // 95: aval.wire.v1.Endpoint.PortModesEntry
-	nil,                           // 96: aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	nil,                           // 97: aval.wire.v1.ExplainResponse.SelectorsEntry
-	nil,                           // 98: aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	nil,                           // 99: aval.wire.v1.CreateTokenRequest.AttributesEntry
-	nil,                           // 100: aval.wire.v1.NodeState.AttributesEntry
+	(*HolderRequest)(nil),         // 36: aval.wire.v1.HolderRequest
+	(*HolderResponse)(nil),        // 37: aval.wire.v1.HolderResponse
+	(*WatchRequest)(nil),          // 38: aval.wire.v1.WatchRequest
+	(*TookRequest)(nil),           // 39: aval.wire.v1.TookRequest
+	(*TookResponse)(nil),          // 40: aval.wire.v1.TookResponse
+	(*Snapshot)(nil),              // 41: aval.wire.v1.Snapshot
+	(*ExplainRequest)(nil),        // 42: aval.wire.v1.ExplainRequest
+	(*ExplainResponse)(nil),       // 43: aval.wire.v1.ExplainResponse
+	(*ExplainedRegistration)(nil), // 44: aval.wire.v1.ExplainedRegistration
+	(*StatusRequest)(nil),         // 45: aval.wire.v1.StatusRequest
+	(*StatusResponse)(nil),        // 46: aval.wire.v1.StatusResponse
+	(*ListEndpointsRequest)(nil),  // 47: aval.wire.v1.ListEndpointsRequest
+	(*ListEndpointsResponse)(nil), // 48: aval.wire.v1.ListEndpointsResponse
+	(*EndpointState)(nil),         // 49: aval.wire.v1.EndpointState
+	(*RotationStatusRequest)(nil), // 50: aval.wire.v1.RotationStatusRequest
+	(*RotateRequest)(nil),         // 51: aval.wire.v1.RotateRequest
+	(*RotationState)(nil),         // 52: aval.wire.v1.RotationState
+	(*RotationHolder)(nil),        // 53: aval.wire.v1.RotationHolder
+	(*RotationStep)(nil),          // 54: aval.wire.v1.RotationStep
+	(*ApplyRequest)(nil),          // 55: aval.wire.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 56: aval.wire.v1.ApplyResponse
+	(*Change)(nil),                // 57: aval.wire.v1.Change
+	(*GetRequest)(nil),            // 58: aval.wire.v1.GetRequest
+	(*GetResponse)(nil),           // 59: aval.wire.v1.GetResponse
+	(*DeleteRequest)(nil),         // 60: aval.wire.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 61: aval.wire.v1.DeleteResponse
+	(*CreateTokenRequest)(nil),    // 62: aval.wire.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 63: aval.wire.v1.CreateTokenResponse
+	(*ListNodesRequest)(nil),      // 64: aval.wire.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 65: aval.wire.v1.ListNodesResponse
+	(*NodeState)(nil),             // 66: aval.wire.v1.NodeState
+	(*LiveSVID)(nil),              // 67: aval.wire.v1.LiveSVID
+	(*EvictNodeRequest)(nil),      // 68: aval.wire.v1.EvictNodeRequest
+	(*EvictNodeResponse)(nil),     // 69: aval.wire.v1.EvictNodeResponse
+	(*EntriesRequest)(nil),        // 70: aval.wire.v1.EntriesRequest
+	(*EntriesResponse)(nil),       // 71: aval.wire.v1.EntriesResponse
+	(*BackupRequest)(nil),         // 72: aval.wire.v1.BackupRequest
+	(*BackupResponse)(nil),        // 73: aval.wire.v1.BackupResponse
+	(*ServerStatusRequest)(nil),   // 74: aval.wire.v1.ServerStatusRequest
+	(*ServerStatusResponse)(nil),  // 75: aval.wire.v1.ServerStatusResponse
+	(*KeySetState)(nil),           // 76: aval.wire.v1.KeySetState
+	(*AuthorityState)(nil),        // 77: aval.wire.v1.AuthorityState
+	(*LogState)(nil),              // 78: aval.wire.v1.LogState
+	(*ExplainStrictRequest)(nil),  // 79: aval.wire.v1.ExplainStrictRequest
+	(*ExplainStrictResponse)(nil), // 80: aval.wire.v1.ExplainStrictResponse
+	(*StrictWorkload)(nil),        // 81: aval.wire.v1.StrictWorkload
+	(*StrictException)(nil),       // 82: aval.wire.v1.StrictException
+	(*StrictPort)(nil),            // 83: aval.wire.v1.StrictPort
+	(*StrictClient)(nil),          // 84: aval.wire.v1.StrictClient
+	(*ProxyStatusRequest)(nil),    // 85: aval.wire.v1.ProxyStatusRequest
+	(*ProxyStatusResponse)(nil),   // 86: aval.wire.v1.ProxyStatusResponse
+	(*ProxyRegistry)(nil),         // 87: aval.wire.v1.ProxyRegistry
+	(*ProxyDestination)(nil),      // 88: aval.wire.v1.ProxyDestination
+	(*ProxyListener)(nil),         // 89: aval.wire.v1.ProxyListener
+	(*ConnectionsRequest)(nil),    // 90: aval.wire.v1.ConnectionsRequest
+	(*ConnectionsResponse)(nil),   // 91: aval.wire.v1.ConnectionsResponse
+	(*ProxyConnection)(nil),       // 92: aval.wire.v1.ProxyConnection
+	(*DrainRequest)(nil),          // 93: aval.wire.v1.DrainRequest
+	(*DrainResponse)(nil),         // 94: aval.wire.v1.DrainResponse
+	nil,                           // 95: aval.wire.v1.AttestResponse.AttributesEntry
+	nil,                           // 96: aval.wire.v1.Welcome.AttributesEntry
+	nil,                           // 97: aval.wire.v1.Endpoint.PortModesEntry
+	nil,                           // 98: aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	nil,                           // 99: aval.wire.v1.ExplainResponse.SelectorsEntry
+	nil,                           // 100: aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	nil,                           // 101: aval.wire.v1.CreateTokenRequest.AttributesEntry
+	nil,                           // 102: aval.wire.v1.NodeState.AttributesEntry
 }
 var file_aval_proto_depIdxs = []int32{
 	24,  // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
-	93,  // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
+	95,  // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
 	7,   // 2: aval.wire.v1.NodeFrame.hello:type_name -> aval.wire.v1.Hello
 	8,   // 3: aval.wire.v1.NodeFrame.ack:type_name -> aval.wire.v1.Ack
 	9,   // 4: aval.wire.v1.NodeFrame.issue:type_name -> aval.wire.v1.IssueBatch
@@ -7975,8 +8098,8 @@ var file_aval_proto_depIdxs = []int32{
 	13,  // 17: aval.wire.v1.ServerFrame.reissue:type_name -> aval.wire.v1.Reissue
 	19,  // 18: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
 	0,   // 19: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
-	94,  // 20: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
-	95,  // 21: aval.wire.v1.Endpoint.port_modes:type_name -> aval.wire.v1.Endpoint.PortModesEntry
+	96,  // 20: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
+	97,  // 21: aval.wire.v1.Endpoint.port_modes:type_name -> aval.wire.v1.Endpoint.PortModesEntry
 	15,  // 22: aval.wire.v1.EndpointReport.endpoints:type_name -> aval.wire.v1.Endpoint
 	15,  // 23: aval.wire.v1.EndpointDelta.upserts:type_name -> aval.wire.v1.Endpoint
 	16,  // 24: aval.wire.v1.EndpointDelta.deletes:type_name -> aval.wire.v1.EndpointKey
@@ -7994,43 +8117,43 @@ var file_aval_proto_depIdxs = []int32{
 	0,   // 36: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
 	19,  // 37: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
 	24,  // 38: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
-	96,  // 39: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	98,  // 39: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
 	22,  // 40: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
 	21,  // 41: aval.wire.v1.Snapshot.key_sets:type_name -> aval.wire.v1.KeySet
-	97,  // 42: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
-	42,  // 43: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
-	98,  // 44: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	99,  // 42: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
+	44,  // 43: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
+	100, // 44: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
 	0,   // 45: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
-	47,  // 46: aval.wire.v1.ListEndpointsResponse.endpoints:type_name -> aval.wire.v1.EndpointState
+	49,  // 46: aval.wire.v1.ListEndpointsResponse.endpoints:type_name -> aval.wire.v1.EndpointState
 	15,  // 47: aval.wire.v1.EndpointState.endpoint:type_name -> aval.wire.v1.Endpoint
-	51,  // 48: aval.wire.v1.RotationState.holders:type_name -> aval.wire.v1.RotationHolder
-	52,  // 49: aval.wire.v1.RotationState.steps:type_name -> aval.wire.v1.RotationStep
-	55,  // 50: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
+	53,  // 48: aval.wire.v1.RotationState.holders:type_name -> aval.wire.v1.RotationHolder
+	54,  // 49: aval.wire.v1.RotationState.steps:type_name -> aval.wire.v1.RotationStep
+	57,  // 50: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
 	0,   // 51: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
 	23,  // 52: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
 	0,   // 53: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
 	23,  // 54: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
-	55,  // 55: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
+	57,  // 55: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
 	0,   // 56: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
-	99,  // 57: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
-	64,  // 58: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
-	100, // 59: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
+	101, // 57: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
+	66,  // 58: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
+	102, // 59: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
 	0,   // 60: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
-	65,  // 61: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
-	64,  // 62: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
+	67,  // 61: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
+	66,  // 62: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
 	0,   // 63: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
-	75,  // 64: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
-	76,  // 65: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
-	74,  // 66: aval.wire.v1.ServerStatusResponse.key_sets:type_name -> aval.wire.v1.KeySetState
-	79,  // 67: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
-	81,  // 68: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
-	80,  // 69: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
-	82,  // 70: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
-	87,  // 71: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
-	85,  // 72: aval.wire.v1.ProxyStatusResponse.registry:type_name -> aval.wire.v1.ProxyRegistry
-	86,  // 73: aval.wire.v1.ProxyStatusResponse.resolved:type_name -> aval.wire.v1.ProxyDestination
+	77,  // 64: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
+	78,  // 65: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
+	76,  // 66: aval.wire.v1.ServerStatusResponse.key_sets:type_name -> aval.wire.v1.KeySetState
+	81,  // 67: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
+	83,  // 68: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
+	82,  // 69: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
+	84,  // 70: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
+	89,  // 71: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
+	87,  // 72: aval.wire.v1.ProxyStatusResponse.registry:type_name -> aval.wire.v1.ProxyRegistry
+	88,  // 73: aval.wire.v1.ProxyStatusResponse.resolved:type_name -> aval.wire.v1.ProxyDestination
 	15,  // 74: aval.wire.v1.ProxyRegistry.announced:type_name -> aval.wire.v1.Endpoint
-	90,  // 75: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
+	92,  // 75: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
 	3,   // 76: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
 	3,   // 77: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
 	3,   // 78: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
@@ -8040,57 +8163,59 @@ var file_aval_proto_depIdxs = []int32{
 	1,   // 82: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
 	4,   // 83: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
 	6,   // 84: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
-	36,  // 85: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
-	37,  // 86: aval.wire.v1.Proxy.Took:input_type -> aval.wire.v1.TookRequest
+	38,  // 85: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
+	39,  // 86: aval.wire.v1.Proxy.Took:input_type -> aval.wire.v1.TookRequest
 	11,  // 87: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
 	32,  // 88: aval.wire.v1.Proxy.Announce:input_type -> aval.wire.v1.Announcement
 	34,  // 89: aval.wire.v1.Proxy.Endpoints:input_type -> aval.wire.v1.EndpointsRequest
-	40,  // 90: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
-	43,  // 91: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
-	53,  // 92: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
-	56,  // 93: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
-	58,  // 94: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
-	60,  // 95: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
-	62,  // 96: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
-	66,  // 97: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
-	68,  // 98: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
-	70,  // 99: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
-	72,  // 100: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
-	77,  // 101: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
-	45,  // 102: aval.wire.v1.Admin.ListEndpoints:input_type -> aval.wire.v1.ListEndpointsRequest
-	48,  // 103: aval.wire.v1.Admin.RotationStatus:input_type -> aval.wire.v1.RotationStatusRequest
-	49,  // 104: aval.wire.v1.Admin.Rotate:input_type -> aval.wire.v1.RotateRequest
-	83,  // 105: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
-	88,  // 106: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
-	91,  // 107: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
-	2,   // 108: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
-	5,   // 109: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
-	12,  // 110: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
-	39,  // 111: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
-	38,  // 112: aval.wire.v1.Proxy.Took:output_type -> aval.wire.v1.TookResponse
-	28,  // 113: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
-	33,  // 114: aval.wire.v1.Proxy.Announce:output_type -> aval.wire.v1.Announced
-	35,  // 115: aval.wire.v1.Proxy.Endpoints:output_type -> aval.wire.v1.EndpointSet
-	41,  // 116: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
-	44,  // 117: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
-	54,  // 118: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
-	57,  // 119: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
-	59,  // 120: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
-	61,  // 121: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
-	63,  // 122: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
-	67,  // 123: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
-	69,  // 124: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
-	71,  // 125: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
-	73,  // 126: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
-	78,  // 127: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
-	46,  // 128: aval.wire.v1.Admin.ListEndpoints:output_type -> aval.wire.v1.ListEndpointsResponse
-	50,  // 129: aval.wire.v1.Admin.RotationStatus:output_type -> aval.wire.v1.RotationState
-	50,  // 130: aval.wire.v1.Admin.Rotate:output_type -> aval.wire.v1.RotationState
-	84,  // 131: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
-	89,  // 132: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
-	92,  // 133: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
-	108, // [108:134] is the sub-list for method output_type
-	82,  // [82:108] is the sub-list for method input_type
+	36,  // 90: aval.wire.v1.Proxy.Holder:input_type -> aval.wire.v1.HolderRequest
+	42,  // 91: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
+	45,  // 92: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
+	55,  // 93: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
+	58,  // 94: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
+	60,  // 95: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
+	62,  // 96: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
+	64,  // 97: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
+	68,  // 98: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
+	70,  // 99: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
+	72,  // 100: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
+	74,  // 101: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
+	79,  // 102: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
+	47,  // 103: aval.wire.v1.Admin.ListEndpoints:input_type -> aval.wire.v1.ListEndpointsRequest
+	50,  // 104: aval.wire.v1.Admin.RotationStatus:input_type -> aval.wire.v1.RotationStatusRequest
+	51,  // 105: aval.wire.v1.Admin.Rotate:input_type -> aval.wire.v1.RotateRequest
+	85,  // 106: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
+	90,  // 107: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
+	93,  // 108: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
+	2,   // 109: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
+	5,   // 110: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
+	12,  // 111: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
+	41,  // 112: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
+	40,  // 113: aval.wire.v1.Proxy.Took:output_type -> aval.wire.v1.TookResponse
+	28,  // 114: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
+	33,  // 115: aval.wire.v1.Proxy.Announce:output_type -> aval.wire.v1.Announced
+	35,  // 116: aval.wire.v1.Proxy.Endpoints:output_type -> aval.wire.v1.EndpointSet
+	37,  // 117: aval.wire.v1.Proxy.Holder:output_type -> aval.wire.v1.HolderResponse
+	43,  // 118: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
+	46,  // 119: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
+	56,  // 120: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
+	59,  // 121: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
+	61,  // 122: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
+	63,  // 123: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
+	65,  // 124: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
+	69,  // 125: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
+	71,  // 126: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
+	73,  // 127: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
+	75,  // 128: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
+	80,  // 129: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
+	48,  // 130: aval.wire.v1.Admin.ListEndpoints:output_type -> aval.wire.v1.ListEndpointsResponse
+	52,  // 131: aval.wire.v1.Admin.RotationStatus:output_type -> aval.wire.v1.RotationState
+	52,  // 132: aval.wire.v1.Admin.Rotate:output_type -> aval.wire.v1.RotationState
+	86,  // 133: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
+	91,  // 134: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
+	94,  // 135: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
+	109, // [109:136] is the sub-list for method output_type
+	82,  // [82:109] is the sub-list for method input_type
 	82,  // [82:82] is the sub-list for extension type_name
 	82,  // [82:82] is the sub-list for extension extendee
 	0,   // [0:82] is the sub-list for field type_name
@@ -8124,7 +8249,7 @@ func file_aval_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aval_proto_rawDesc), len(file_aval_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   101,
+			NumMessages:   103,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -212,6 +212,7 @@ const (
 	Proxy_Report_FullMethodName    = "/aval.wire.v1.Proxy/Report"
 	Proxy_Announce_FullMethodName  = "/aval.wire.v1.Proxy/Announce"
 	Proxy_Endpoints_FullMethodName = "/aval.wire.v1.Proxy/Endpoints"
+	Proxy_Holder_FullMethodName    = "/aval.wire.v1.Proxy/Holder"
 )
 
 // ProxyClient is the client API for Proxy service.
@@ -230,6 +231,10 @@ type ProxyClient interface {
 	Announce(ctx context.Context, in *Announcement, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Announced], error)
 	// Endpoints streams the registry, whole each time.
 	Endpoints(ctx context.Context, in *EndpointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EndpointSet], error)
+	// Holder says which process of the machine dialled a connection that the
+	// caller holds the other end of: an agent may see processes that a proxy
+	// may not.
+	Holder(ctx context.Context, in *HolderRequest, opts ...grpc.CallOption) (*HolderResponse, error)
 }
 
 type proxyClient struct {
@@ -320,6 +325,16 @@ func (c *proxyClient) Endpoints(ctx context.Context, in *EndpointsRequest, opts 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Proxy_EndpointsClient = grpc.ServerStreamingClient[EndpointSet]
 
+func (c *proxyClient) Holder(ctx context.Context, in *HolderRequest, opts ...grpc.CallOption) (*HolderResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HolderResponse)
+	err := c.cc.Invoke(ctx, Proxy_Holder_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ProxyServer is the server API for Proxy service.
 // All implementations must embed UnimplementedProxyServer
 // for forward compatibility.
@@ -336,6 +351,10 @@ type ProxyServer interface {
 	Announce(*Announcement, grpc.ServerStreamingServer[Announced]) error
 	// Endpoints streams the registry, whole each time.
 	Endpoints(*EndpointsRequest, grpc.ServerStreamingServer[EndpointSet]) error
+	// Holder says which process of the machine dialled a connection that the
+	// caller holds the other end of: an agent may see processes that a proxy
+	// may not.
+	Holder(context.Context, *HolderRequest) (*HolderResponse, error)
 	mustEmbedUnimplementedProxyServer()
 }
 
@@ -360,6 +379,9 @@ func (UnimplementedProxyServer) Announce(*Announcement, grpc.ServerStreamingServ
 }
 func (UnimplementedProxyServer) Endpoints(*EndpointsRequest, grpc.ServerStreamingServer[EndpointSet]) error {
 	return status.Error(codes.Unimplemented, "method Endpoints not implemented")
+}
+func (UnimplementedProxyServer) Holder(context.Context, *HolderRequest) (*HolderResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Holder not implemented")
 }
 func (UnimplementedProxyServer) mustEmbedUnimplementedProxyServer() {}
 func (UnimplementedProxyServer) testEmbeddedByValue()               {}
@@ -440,6 +462,24 @@ func _Proxy_Endpoints_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Proxy_EndpointsServer = grpc.ServerStreamingServer[EndpointSet]
 
+func _Proxy_Holder_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HolderRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ProxyServer).Holder(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Proxy_Holder_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ProxyServer).Holder(ctx, req.(*HolderRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Proxy_ServiceDesc is the grpc.ServiceDesc for Proxy service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -450,6 +490,10 @@ var Proxy_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Took",
 			Handler:    _Proxy_Took_Handler,
+		},
+		{
+			MethodName: "Holder",
+			Handler:    _Proxy_Holder_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -5,9 +5,9 @@ package request
 
 import (
 	"context"
-	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/aval-id/aval/identity/policy"
@@ -51,6 +51,9 @@ type exchange struct {
 	verdict policy.Decision // the last one
 	status  int             // of the final answer, 0 before it
 	sent    int64
+	// received counts the body's bytes, for the access log alone.
+	received atomic.Int64
+	upstream time.Duration // until the application's answer began
 }
 
 // serve is the handler of every request.
@@ -183,22 +186,7 @@ func (e *exchange) end() {
 	e.s.metrics.open.Dec()
 	e.s.metrics.done(e.status, e.allowed, took)
 	e.c.pair.request(e.status, e.allowed, took)
-	if e.s.cfg.Access == nil {
-		return
+	if e.s.cfg.Access != nil {
+		e.log(took)
 	}
-	verdict := "denied"
-	if e.allowed {
-		verdict = "allowed"
-	}
-	dryRun := ""
-	if e.verdict.Trial.Ran && e.verdict.Trial.Allowed != e.allowed {
-		dryRun = map[bool]string{true: "would allow", false: "would deny"}[e.verdict.Trial.Allowed]
-	}
-	e.s.cfg.Access.LogAttrs(e.r.Context(), slog.LevelInfo, "request",
-		slog.String("method", e.r.Method), slog.String("host", e.target.name), slog.String("path", e.target.path),
-		slog.String("protocol", e.r.Proto), slog.Int("status", e.status), slog.String("verdict", verdict),
-		slog.String("policy", e.verdict.Policy), slog.String("audit", e.verdict.Audit), slog.String("dry_run", dryRun),
-		slog.Int64("bytes", e.sent), slog.Float64("duration_ms", float64(took.Microseconds())/1000),
-		slog.String("client_id", e.c.peer.Connection.Peer.String()), slog.String("source", e.c.peer.Connection.Source.String()),
-		slog.String("trace_id", e.trace))
 }

@@ -13,6 +13,7 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"sync"
+	"time"
 )
 
 // forward sends the request on and its answer back.
@@ -28,7 +29,9 @@ func (e *exchange) forward(ctx context.Context) {
 	if e.stop != nil {
 		defer e.stop()
 	}
+	began := time.Now()
 	res, err := e.transport().RoundTrip(out)
+	e.upstream = time.Since(began)
 	early.end()
 	if err != nil {
 		e.failed(err)
@@ -70,8 +73,11 @@ func (e *exchange) outgoing(ctx context.Context) *http.Request {
 		return out
 	}
 	out.Body, out.ContentLength = r.Body, r.ContentLength
+	if e.s.cfg.Access != nil {
+		out.Body = counted{r.Body, e}
+	}
 	if r.ProtoMajor == 2 {
-		body := &breakable{ReadCloser: r.Body}
+		body := &breakable{ReadCloser: out.Body}
 		// The client's half of an HTTP/2 stream may be silent for as long as it
 		// lasts, and net/http waits for it alone.
 		e.stop = context.AfterFunc(ctx, func() { body.Close() })
