@@ -17,6 +17,7 @@ const AddressAttribute = "address"
 // node itself.
 type evidence struct {
 	blocks []netip.Prefix
+	words  []string   // of blocks, for people
 	from   netip.Addr // that its stream comes from; zero where that counts for nothing
 }
 
@@ -25,6 +26,7 @@ func newEvidence(a identity.Attributes, from netip.Addr) evidence {
 	for _, v := range a[AddressAttribute] {
 		if p, err := ParseBlock(v); err == nil {
 			e.blocks = append(e.blocks, p)
+			e.words = append(e.words, "attribute "+AddressAttribute+"="+p.String())
 		}
 	}
 	return e
@@ -58,9 +60,9 @@ const named = 129
 // from, and a narrower block more than a wider one.
 func (e evidence) of(a netip.Addr) (rank int, words, fault string) {
 	rank = -1
-	for _, b := range e.blocks {
+	for i, b := range e.blocks {
 		if bits := 128 - a.BitLen() + b.Bits(); b.Contains(a) && bits+1 > rank {
-			rank, words = bits+1, "attribute "+AddressAttribute+"="+b.String()
+			rank, words = bits+1, e.words[i]
 		}
 	}
 	switch {

@@ -70,6 +70,7 @@ type claim struct {
 	rank     int    // of the evidence; more is narrower
 	evidence string // that the address is the node's
 	fault    string // why it is not the node's to make; "" where it is
+	fresh    bool   // it says something that was not judged yet
 }
 
 // New returns an empty registry.
@@ -197,10 +198,12 @@ func (r *Registry) take(n *node, id identity.ID, report *wire.EndpointReport, no
 		switch {
 		case err == nil && n.claims[e.Key] != nil:
 			kept[e.Key] = true
-			n.claims[e.Key].Endpoint = e
+			old := n.claims[e.Key]
+			old.fresh = old.fresh || !old.Equal(e)
+			old.Endpoint = e
 		case err == nil:
 			kept[e.Key] = true
-			n.claims[e.Key] = &claim{Endpoint: e, since: now}
+			n.claims[e.Key] = &claim{Endpoint: e, since: now, fresh: true}
 		case len(n.faults) < maxFaults:
 			n.faults = append(n.faults, State{Endpoint: directory.Endpoint{Key: directory.Key{Node: id}}, State: Refused,
 				Reason: fmt.Sprintf("%.300q", err.Error()), Since: now})
@@ -209,11 +212,12 @@ func (r *Registry) take(n *node, id identity.ID, report *wire.EndpointReport, no
 	return kept
 }
 
-// Reconsider judges every claim anew, after registrations changed.
-func (r *Registry) Reconsider() {
+// Reconsider judges the claims of registrations anew that changed, by
+// namespace/name; nil means all.
+func (r *Registry) Reconsider(changed map[string]bool) {
 	defer r.change()()
 	for _, n := range r.nodes {
-		r.judge(n)
+		r.judgeThose(n, func(c *claim) bool { return changed == nil || changed[c.Registration] })
 	}
 }
 
@@ -233,14 +237,24 @@ func (r *Registry) change() func() {
 
 // judge decides for each claim of a node whether it is the node's to make, and
 // settles the addresses that this concerns.
-func (r *Registry) judge(n *node) {
+func (r *Registry) judge(n *node) { r.judgeThose(n, func(*claim) bool { return true }) }
+
+// judgeThose is judge for some of the claims.
+func (r *Registry) judgeThose(n *node, which func(*claim) bool) {
 	touched := map[netip.Addr]bool{}
 	for _, c := range n.claims {
-		touched[c.Address] = true
-		c.rank, c.evidence, c.fault = n.evidence.of(c.Address)
-		if c.fault == "" {
-			c.fault = r.entitled(n, c)
+		if !which(c) {
+			continue
 		}
+		rank, words, fault := n.evidence.of(c.Address)
+		if fault == "" {
+			fault = r.entitled(n, c)
+		}
+		if !c.fresh && rank == c.rank && fault == c.fault && (fault != "" || r.settled(c)) {
+			continue
+		}
+		c.rank, c.evidence, c.fault, c.fresh = rank, words, fault, false
+		touched[c.Address] = true
 		if c.fault != "" {
 			r.drop(c)
 			continue
@@ -253,6 +267,12 @@ func (r *Registry) judge(n *node) {
 	for a := range touched {
 		r.settle(a)
 	}
+}
+
+// settled reports whether the claim is accepted, or in conflict.
+func (r *Registry) settled(c *claim) bool {
+	_, conflict := r.conflicts[c.Key]
+	return conflict || r.journal.Has(c.Key)
 }
 
 // entitled says why the node may not hold the identity of a claim, by the same

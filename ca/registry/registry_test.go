@@ -171,7 +171,9 @@ func TestANodeClaimsOnlyIdentitiesThatItMayHold(t *testing.T) {
 	// A registration that goes takes its endpoints along, at once.
 	woken := s.woken
 	delete(s.regs, "shop/api")
-	s.r.Reconsider()
+	s.r.Reconsider(map[string]bool{"shop/db": true})
+	s.want("n1:api@10.0.0.1|8080")
+	s.r.Reconsider(map[string]bool{"shop/api": true})
 	s.want("")
 	if s.woken == woken {
 		t.Error("nobody was told")
@@ -411,4 +413,23 @@ func FuzzBlock(f *testing.F) {
 			t.Fatalf("%q: %s, %s, %v", text, p, again, err)
 		}
 	})
+}
+
+func BenchmarkReconsiderTenThousandClaims(b *testing.B) {
+	s := newScene(b)
+	for i := range 100 {
+		name := fmt.Sprintf("n%d", i)
+		s.join(s.node(name, fmt.Sprintf("10.0.%d.0/24", i)), "192.0.2.1")
+		var claims []string
+		for j := range 100 {
+			claims = append(claims, fmt.Sprintf("api 10.0.%d.%d|80", i, j+1))
+		}
+		s.report(name, claims...)
+	}
+	for b.Loop() {
+		s.r.Reconsider(nil)
+	}
+	if s.r.Len() != 10_000 {
+		b.Fatal(s.r.Len())
+	}
 }

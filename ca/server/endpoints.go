@@ -52,7 +52,20 @@ func (s *Server) newRegistry() *registry.Registry {
 
 // documentsChanged is called when documents have changed.
 func (s *Server) documentsChanged() {
-	s.registry.Reconsider()
+	snap := s.documents.now.Load()
+	keys, known := snap.since(s.reconsidered.Swap(snap.position.Revision))
+	changed := map[string]bool{}
+	for _, k := range keys {
+		if k.Kind == document.Registration {
+			changed[k.Namespace+"/"+k.Name] = true
+		}
+	}
+	switch {
+	case !known:
+		s.registry.Reconsider(nil)
+	case len(changed) > 0:
+		s.registry.Reconsider(changed)
+	}
 	s.sessions.notifyAll()
 	s.keySets.wake()
 }

@@ -71,7 +71,9 @@ type Server struct {
 	ledger    *ledger
 	registry  *registry.Registry
 	expiry    signal // claims of the registry may end soon
-	metrics   *metrics
+	// reconsidered is the revision that the registry was last judged by.
+	reconsidered atomic.Uint64
+	metrics      *metrics
 
 	closing sync.Once
 	closed  error

@@ -215,3 +215,18 @@ func TestAReaderFarBehindGetsEverything(t *testing.T) {
 		t.Errorf("%d entries, want %d", s.Len(), j.Len())
 	}
 }
+
+func BenchmarkFindAmongFiftyThousand(b *testing.B) {
+	var all []Endpoint
+	for i := range MaxTotal {
+		all = append(all, endpoint(b, "n1", "api", fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&255, i&255), 0))
+	}
+	s := NewSet(all)
+	to := netip.MustParseAddrPort("10.0.77.7:8080")
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, ok := s.Find(to); !ok {
+			b.Fatal("not found")
+		}
+	}
+}
