@@ -29,7 +29,9 @@ func ra(t testing.TB, path, spec string) RequestAuthentication {
 }
 
 func TestAdmissionSaysWhatIsWrongWithARuleOfTokens(t *testing.T) {
-	rule := func(rest string) string { return "jwtRules: [{issuer: i, jwksUri: https://i.example/keys" + rest + "}]" }
+	rule := func(rest string) string {
+		return "jwtRules: [{issuer: i, jwksUri: https://i.example/keys" + rest + "}]"
+	}
 	for _, c := range []struct{ name, spec, want string }{
 		{"no rules", "{}", "spec.jwtRules: is missing"},
 		{"empty rules", "jwtRules: []", "spec.jwtRules: is missing"},

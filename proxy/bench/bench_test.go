@@ -72,8 +72,8 @@ func newStage(b *testing.B, serve func(net.Conn)) *stage {
 }
 
 // stageFor runs the floor that j says, and a proxy in front of its
-// application.
-func stageFor(b *testing.B, j job) *stage {
+// application, with further policies.
+func stageFor(b *testing.B, j job, policies ...*wire.Resource) *stage {
 	b.Helper()
 	td := identitytest.New(b, "example.org")
 	api, web := td.SVID(b, "/ns/shop/sa/api"), td.SVID(b, "/ns/shop/sa/web")
@@ -95,6 +95,7 @@ func stageFor(b *testing.B, j job) *stage {
 			Evaluator: 1,
 		}},
 	}}}
+	s.agent.snap.Policies = append(s.agent.snap.Policies, policies...)
 	j.Agent, j.ID, j.Chain, j.Key, j.Roots = s.serveAgent(b), api.ID.String(), chain, key, td.Bundle.DERs()
 	s.floor = startChild(b, j)
 	j.Role = "proxy"

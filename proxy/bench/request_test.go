@@ -38,10 +38,9 @@ func serveReverse(l net.Listener, cert tls.Certificate, roots *x509.CertPool, ap
 	return s.ServeTLS(l, "", "")
 }
 
-// BenchmarkRequest is CPU of the serving process for a request on an open
-// connection: sixteen clients of HTTP/1.1, or sixteen streams of four
-// connections of HTTP/2.
-func BenchmarkRequest(b *testing.B) {
+// answering runs an application that answers with a kilobyte.
+func answering(b *testing.B) string {
+	b.Helper()
 	answer := strings.Repeat("x", 1024)
 	app := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
@@ -53,20 +52,27 @@ func BenchmarkRequest(b *testing.B) {
 	}
 	go app.Serve(l)
 	b.Cleanup(func() { app.Close() })
-	s := stageFor(b, job{Role: "reverse", App: l.Addr().String(), HTTP: true})
+	return l.Addr().String()
+}
+
+// BenchmarkRequest is CPU of the serving process for a request on an open
+// connection: sixteen clients of HTTP/1.1, or sixteen streams of four
+// connections of HTTP/2.
+func BenchmarkRequest(b *testing.B) {
+	s := stageFor(b, job{Role: "reverse", App: answering(b), HTTP: true})
 	for _, tt := range []struct{ name, method string }{{"HTTP1", "GET"}, {"HTTP1", "POST"}, {"HTTP2", "GET"}} {
 		b.Run(tt.name+tt.method, func(b *testing.B) {
 			for b.Loop() {
 				f, p := interleave(rounds,
-					func() float64 { return requests(b, s.floor, s.client, tt.name == "HTTP2", tt.method) },
-					func() float64 { return requests(b, s.proxy, s.client, tt.name == "HTTP2", tt.method) })
+					func() float64 { return requests(b, s.floor, s.client, tt.name == "HTTP2", tt.method, "") },
+					func() float64 { return requests(b, s.proxy, s.client, tt.name == "HTTP2", tt.method, "") })
 				report(b, f, p, "µs-CPU/request")
 			}
 		})
 	}
 }
 
-func requests(b *testing.B, c child, config *tls.Config, two bool, method string) float64 {
+func requests(b *testing.B, c child, config *tls.Config, two bool, method, token string) float64 {
 	b.Helper()
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(!two)
@@ -86,6 +92,9 @@ func requests(b *testing.B, c child, config *tls.Config, two bool, method string
 		if err != nil {
 			b.Error(err)
 			return false
+		}
+		if token != "" {
+			r.Header.Set("Authorization", "Bearer "+token)
 		}
 		res, err := client.Do(r)
 		if err != nil {

@@ -89,6 +89,20 @@ func TestATokenIsRememberedUntilItEndsAndWithinBounds(t *testing.T) {
 	}
 }
 
+// BenchmarkRemembered is a token that comes again.
+func BenchmarkRemembered(b *testing.B) {
+	g := gateOf(b, "")
+	h := http.Header{"Authorization": {"Bearer " + strings.Repeat("x", 700)}, "Accept": {"a"}, "User-Agent": {"b"}}
+	now := time.Now()
+	g.cache.put(g.find(h, "")[0].sum(), &verified{end: now.Add(time.Hour)})
+	for b.Loop() {
+		g.clean(h)
+		if v, err := g.admit(g.find(h, "a=b"), now); v == nil || err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // FuzzToken: whatever a client writes, at most what a rule says is a token,
 // and once it is removed none is left, and all else is.
 func FuzzToken(f *testing.F) {
