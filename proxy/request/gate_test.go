@@ -72,7 +72,7 @@ func TestTokensAreFoundWhereARuleSays(t *testing.T) {
 func TestATokenIsRememberedUntilItEndsAndWithinBounds(t *testing.T) {
 	c := tokenCache{held: map[[sha256.Size]byte]*verified{}}
 	end := time.Unix(1000, 0)
-	name := func(i int) [sha256.Size]byte { return sha256.Sum256([]byte(fmt.Sprint(i))) }
+	name := func(i int) [sha256.Size]byte { return sha256.Sum256(fmt.Append(nil, i)) }
 	v := &verified{end: end, cost: 1 << 10}
 	c.put(name(0), v)
 	if c.get(name(0), end.Add(-time.Nanosecond)) != v || c.get(name(0), end) != nil || c.get(name(1), time.Unix(0, 0)) != nil {
