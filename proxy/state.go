@@ -166,21 +166,24 @@ func compile(snap *wire.Snapshot, td identity.TrustDomain) (set *policy.Set, exe
 	if err != nil {
 		errs = append(errs, err)
 	}
-	tokens, worse, err := policy.LoadRequestAuthentications(docs, settings)
-	if err != nil {
-		errs = append(errs, err)
-	}
-	keys, err := issuerKeys(snap)
+	workload := policy.Workload{Namespace: snap.GetWorkloadNamespace(), Labels: snap.GetWorkloadLabels()}
+	authentication, worse, err := authenticationOf(snap, docs, settings, workload)
 	if err != nil {
 		errs = append(errs, err)
 	}
 	aps = slices.Concat(aps, denying, bad, worse)
 	generation := snap.GetPosition().GetRevision()
-	workload := policy.Workload{Namespace: snap.GetWorkloadNamespace(), Labels: snap.GetWorkloadLabels()}
-	set = policy.Compile(settings, workload, pas, aps, generation).
-		Authenticating(policy.CompileAuthentication(settings, workload, tokens, keys))
+	set = policy.Compile(settings, workload, pas, aps, generation).Authenticating(authentication)
 	exempt = policy.CompileExemptions(settings, workload, exceptions, aps, generation)
 	return set, exempt, errors.Join(errs...), errors.Join(broken...)
+}
+
+// authenticationOf compiles what documents say of tokens. One that cannot be
+// read is returned as a policy that denies.
+func authenticationOf(snap *wire.Snapshot, docs []document.Document, s policy.Settings, w policy.Workload) (*policy.Authentication, []policy.AuthorizationPolicy, error) {
+	all, denying, err := policy.LoadRequestAuthentications(docs, s)
+	keys, fault := issuerKeys(snap)
+	return policy.CompileAuthentication(s, w, all, keys), denying, errors.Join(err, fault)
 }
 
 // issuerKeys parses the key sets. Of one that cannot be read no token is

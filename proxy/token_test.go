@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -131,9 +132,7 @@ func TestABadTokenIs401WithoutAWordAndRecorded(t *testing.T) {
 		c := s.httpClient(t, in, s.web, two)
 		for _, tt := range cases {
 			r := newRequest(t, "GET", "https://"+in+"/open"+tt.query, nil)
-			for name, values := range tt.header {
-				r.Header[name] = values
-			}
+			maps.Copy(r.Header, tt.header)
 			res, err := c.Do(r)
 			if err != nil {
 				t.Fatal(err)

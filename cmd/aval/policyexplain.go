@@ -97,30 +97,32 @@ a registration, or its SPIFFE ID.`,
 	cmd.Flags().StringVar(&asked.sni, "sni", "", "server name of the TLS handshake")
 	c.estateFlags(cmd, &from)
 	c.outputFlag(cmd, formTable, formJSON, formYAML)
-	cmd.RunE = act(func(ctx context.Context, _ []string) error {
-		if peer == "" || to == "" {
-			return usage(errors.New("policy explain: --from or --to is missing"))
-		}
-		r, err := asked.request()
-		if err != nil {
-			return err
-		}
-		if peer != plaintextPeer {
-			if r.Peer, err = identity.ParseID(peer); err != nil {
-				return usage(fmt.Errorf("policy explain: --from: %w", err))
-			}
-		}
-		e, err := c.estate(ctx, from)
-		if err != nil {
-			return err
-		}
-		w, err := e.workload(to, c.namespace)
-		if err != nil {
-			return err
-		}
-		return c.showExplained(e, w, &r)
-	})
+	cmd.RunE = act(func(ctx context.Context, _ []string) error { return c.policyExplain(ctx, from, asked, peer, to) })
 	return cmd
+}
+
+func (c *cli) policyExplain(ctx context.Context, from estateFlags, asked requestFlags, peer, to string) error {
+	if peer == "" || to == "" {
+		return usage(errors.New("policy explain: --from or --to is missing"))
+	}
+	r, err := asked.request()
+	if err != nil {
+		return err
+	}
+	if peer != plaintextPeer {
+		if r.Peer, err = identity.ParseID(peer); err != nil {
+			return usage(fmt.Errorf("policy explain: --from: %w", err))
+		}
+	}
+	e, err := c.estate(ctx, from)
+	if err != nil {
+		return err
+	}
+	w, err := e.workload(to, c.namespace)
+	if err != nil {
+		return err
+	}
+	return c.showExplained(e, w, &r)
 }
 
 // explainedPolicy is the answer of policy explain in JSON and YAML.

@@ -223,6 +223,21 @@ func TestWithoutKeysNoTokenIsValid(t *testing.T) {
 	}
 }
 
+// BenchmarkVerify is a token that was not seen before.
+func BenchmarkVerify(b *testing.B) {
+	for _, alg := range []jose.SignatureAlgorithm{jose.RS256, jose.ES256, jose.EdDSA} {
+		b.Run(string(alg), func(b *testing.B) {
+			key := jwttest.NewKey(b, "k", alg)
+			keys, raw := keysOf(b, key), key.Sign(b, jwttest.Claims(issuer, now, map[string]any{"aud": "api"}), nil)
+			for b.Loop() {
+				if _, err := verify(raw, keys, []string{"api"}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	key := jwttest.NewKey(f, "k", jose.ES256)
 	keys := keysOf(f, key)

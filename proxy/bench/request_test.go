@@ -52,13 +52,13 @@ func BenchmarkRequest(b *testing.B) {
 		b.Run(tt.name+" "+tt.method, func(b *testing.B) {
 			compare(b, "request, "+tt.name+" "+tt.method, "µs of CPU", map[string]float64{"ReverseProxy": 1.3}, sides,
 				func(side side) float64 {
-					return requests(b, side, s.returning(tls.X25519), tt.name == "HTTP/2", tt.method)
+					return requests(b, side, s.returning(tls.X25519), tt.name == "HTTP/2", tt.method, "")
 				})
 		})
 	}
 }
 
-func requests(b *testing.B, c side, config *tls.Config, two bool, method string) float64 {
+func requests(b *testing.B, c side, config *tls.Config, two bool, method, token string) float64 {
 	b.Helper()
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(!two)
@@ -78,6 +78,9 @@ func requests(b *testing.B, c side, config *tls.Config, two bool, method string)
 		if err != nil {
 			b.Error(err)
 			return false
+		}
+		if token != "" {
+			r.Header.Set("Authorization", "Bearer "+token)
 		}
 		res, err := client.Do(r)
 		if err != nil {

@@ -72,7 +72,7 @@ func TestTokensAreFoundWhereARuleSays(t *testing.T) {
 func TestATokenIsRememberedUntilItEndsAndWithinBounds(t *testing.T) {
 	c := tokenCache{held: map[[sha256.Size]byte]*verified{}}
 	end := time.Unix(1000, 0)
-	name := func(i int) [sha256.Size]byte { return sha256.Sum256([]byte(fmt.Sprint(i))) }
+	name := func(i int) [sha256.Size]byte { return sha256.Sum256(fmt.Append(nil, i)) }
 	v := &verified{end: end, cost: 1 << 10}
 	c.put(name(0), v)
 	if c.get(name(0), end.Add(-time.Nanosecond)) != v || c.get(name(0), end) != nil || c.get(name(1), time.Unix(0, 0)) != nil {
@@ -86,6 +86,20 @@ func TestATokenIsRememberedUntilItEndsAndWithinBounds(t *testing.T) {
 	}
 	if c.bytes > maxCachedBytes || len(c.held) != maxCachedBytes>>10 || c.bytes != len(c.held)<<10 {
 		t.Errorf("%d tokens hold %d bytes", len(c.held), c.bytes)
+	}
+}
+
+// BenchmarkRemembered is a token that comes again.
+func BenchmarkRemembered(b *testing.B) {
+	g := gateOf(b, "")
+	h := http.Header{"Authorization": {"Bearer " + strings.Repeat("x", 700)}, "Accept": {"a"}, "User-Agent": {"b"}}
+	now := time.Now()
+	g.cache.put(g.find(h, "")[0].sum(), &verified{end: now.Add(time.Hour)})
+	for b.Loop() {
+		g.clean(h)
+		if v, err := g.admit(g.find(h, "a=b"), now); v == nil || err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 
