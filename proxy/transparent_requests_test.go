@@ -98,7 +98,7 @@ func TestRequestsOnRedirectedPortsAreJudgedOneByOne(t *testing.T) {
 		w.echo(t, net.JoinHostPort(host, "9090"))
 	}
 	e := w.agent.waitFor(1, func(e audit.Event) bool {
-		return e.Direction == audit.DirectionInbound && e.Reason == audit.ReasonPolicyDenied && strings.Contains(e.Detail, "/secret")
+		return e.Direction == audit.DirectionInbound && e.Kind == audit.KindRequest && e.Reason == audit.ReasonPolicyDenied && e.Path == "/secret"
 	})[0]
 	if e.ClientID != w.web.ID.String() || e.Mode != "STRICT" || e.Transport != audit.TransportMTLS {
 		t.Errorf("record of a refused request: %+v", e)

@@ -243,10 +243,10 @@ spec:
 	}
 	f.Await("refusals and keys are recorded", func() bool {
 		var reasons []string
-		for _, e := range f.Entries("connection", "issuer_keys") {
+		for _, e := range f.Entries("request", "issuer_keys") {
 			reasons = append(reasons, fmt.Sprint(e["kind"], " ", e["reason"]))
 		}
-		return slices.Contains(reasons, "connection token_invalid") && slices.Contains(reasons, "issuer_keys <nil>")
+		return slices.Contains(reasons, "request token_invalid") && slices.Contains(reasons, "issuer_keys <nil>")
 	})
 	searchFor(t, f.Dir, first[strings.LastIndexByte(first, '.')+1:])
 }
