@@ -136,8 +136,15 @@ func (v *rollover) news() <-chan struct{} {
 // tell tells watchers that something changed, and why the last try failed.
 func (v *rollover) tell(fault string) {
 	v.watching.Lock()
-	defer v.watching.Unlock()
 	v.fault = fault
+	v.watching.Unlock()
+	v.stir()
+}
+
+// stir has watchers look again.
+func (v *rollover) stir() {
+	v.watching.Lock()
+	defer v.watching.Unlock()
 	if v.changed != nil {
 		close(v.changed)
 		v.changed = nil
