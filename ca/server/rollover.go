@@ -427,6 +427,11 @@ func (v *rollover) begin(ctx context.Context, o started, id string) (rolloverRec
 	} else if o.key == t.rootKey {
 		return next, status.Error(codes.InvalidArgument, "key of the new root: it is the old root's; a rollover needs another key")
 	}
+	for _, k := range []keptRoot{next.Old, next.New} {
+		if err := keys.CheckRecordable(k.Key); err != nil {
+			return next, status.Errorf(codes.InvalidArgument, "rollover of the root: %v", err)
+		}
+	}
 	if _, err := keys.Open(ctx, next.New.Key); err != nil && !errors.Is(err, keys.ErrNotFound) {
 		return next, status.Errorf(codes.InvalidArgument, "key of the new root: %v", err)
 	}

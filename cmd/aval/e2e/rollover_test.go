@@ -252,3 +252,22 @@ func TestLeavesAndIntermediatesAreReplacedAtOnce(t *testing.T) {
 		t.Fatalf("%d requests failed", failed)
 	}
 }
+
+func TestAProxyThatHoldsAnOldSnapshotHoldsTheGateAndIsNamed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	s := newShop(t, "1h")
+	s.open(t)
+	avaltest.Must(t, s.web.Process.Signal(syscall.SIGSTOP))
+	s.rotation(t, "start", "root", "--yes", "--settle", "0s")
+	s.Await("the proxy is named", func() bool {
+		st := s.status(t)
+		return st.Phase == "published" && len(st.Holders) == 1 && strings.Join(st.Holders[0].Proxies, " ") == "spiffe://example.org/ns/shop/sa/web"
+	})
+	avaltest.Must(t, s.web.Process.Signal(syscall.SIGCONT))
+	s.Await("it goes on", func() bool { return s.status(t).Phase == "removed" })
+	if err := s.call(nil); err != nil {
+		t.Fatal(err)
+	}
+}
