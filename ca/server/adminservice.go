@@ -227,6 +227,7 @@ func (s adminService) EvictNode(ctx context.Context, req *wire.EvictNodeRequest)
 		s.log.Info("node evicted", slog.String("node", node.Name))
 	}
 	s.sessions.closeNode(node.Name, &wire.Goodbye{Reason: "the node is evicted", Evicted: true})
+	s.rollover.poke()
 	return &wire.EvictNodeResponse{Node: s.nodeState(node, now)}, nil
 }
 

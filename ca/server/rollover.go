@@ -250,6 +250,9 @@ func (v *rollover) step(ctx context.Context, e rotation.Event, st standing, acto
 	if next.Phase == r.State.Phase && next.Emergency == r.State.Emergency && change == nil && e.Occurrence == rotation.Look {
 		r.State = next
 		v.record.Store(&r)
+		if v.inForce().Sequence == r.Sequence {
+			v.shown.Store(&r)
+		}
 		return nil
 	}
 	record := r.after(next, stepTaken{Phase: next.Phase, At: now.UTC(), Acked: st.acked, Live: st.live,
