@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -137,4 +138,41 @@ func FuzzRolloverRecord(f *testing.F) {
 			t.Fatal("a record without its certificates was taken")
 		}
 	})
+}
+
+func TestATaintedRootIsReplacedWithoutWaitingAndNeverServedAgain(t *testing.T) {
+	r := start(t, testConfig(shortDir(t)))
+	r.apply(t, registration("shop", "web", "/web", ""))
+	m := r.member(t, "one") // acknowledges nothing
+	old := r.trust.Load()
+	hash := r.rotation(t).GetOldHash()
+	_, err := r.admin.Rotate(t.Context(), &wire.RotateRequest{Verb: "taint", Target: "root", Confirm: "sha256:other"})
+	wantCode(t, err, codes.FailedPrecondition, "is "+hash+" by now")
+	must(r.admin.Rotate(t.Context(), &wire.RotateRequest{Verb: "taint", Target: "root", Confirm: hash, Settle: -1, Reason: "the key was copied"}))
+	st := r.awaits(t, "active without an acknowledgement", phaseIs(rotation.Active))
+	if !st.GetEmergency() || len(st.GetHolders()) != 1 {
+		t.Fatalf("state %v", st)
+	}
+	verifies(t, m.issueOne(t), old.bundle) // a late peer is served
+	now := r.trust.Load()
+	m.acks(t, now.bundle, now.intermediate.SKI())
+	r.awaits(t, "removed", phaseIs(rotation.Removed))
+	for _, c := range r.Credentials().SVID.Chain {
+		if c.CheckSignatureFrom(old.rootCert) == nil {
+			t.Fatalf("the server still presents a certificate of the tainted root: %s", c.Subject)
+		}
+	}
+	if d := events(t, r.authorityLog, audit.KindRotation)[0].Detail; !strings.Contains(d, "the key was copied") {
+		t.Fatalf("record: %s", d)
+	}
+}
+
+func TestAnOperatorsTaintTurnsARolloverUnderWayIntoAnEmergency(t *testing.T) {
+	r := start(t, testConfig(shortDir(t)))
+	r.member(t, "one")
+	r.rotate(t, "start")
+	r.awaits(t, "published", phaseIs(rotation.Published))
+	if st := r.rotate(t, "taint"); st.GetPhase() != "active" || !st.GetEmergency() {
+		t.Fatalf("state %v", st)
+	}
 }
