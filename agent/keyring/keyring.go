@@ -108,7 +108,8 @@ type entry struct {
 	attempt int           // tries since the last success
 	err     error         // of the last try, nil after a success
 	flying  bool
-	settled bool // was tried at least once
+	settled bool    // was tried at least once
+	orders  []Order // to reissue that came while it was flying
 	leases  map[*Lease]struct{}
 }
 
@@ -280,7 +281,13 @@ func (r *Ring) settle(ctx context.Context, batch []*entry, outcomes []outcome, n
 			r.counts.issued.Add(1)
 			e.svid, e.attempt = o.svid, 0
 			e.due = rotation.Due(o.svid.IssuedAt, o.svid.NotAfter(), rotation.Jitter())
+			for _, order := range e.orders {
+				if order.Covers(o.svid) {
+					e.due = order.Due(now)
+				}
+			}
 		}
+		e.orders = nil
 		e.flying, e.settled, e.err, e.planned = false, true, o.err, now
 		for l := range e.leases {
 			told[l] = true

@@ -43,12 +43,16 @@ func (o Order) Due(now time.Time) time.Time {
 	return now.Add(rand.N(o.Spread))
 }
 
-// Reissue makes what an order covers due within its spread. What nobody wants
-// is dropped then, as at any renewal.
+// Reissue makes what an order covers due within its spread, what is under way
+// too, once it has arrived. What nobody wants is dropped then, as at any
+// renewal.
 func (r *Ring) Reissue(o Order, now time.Time) {
 	r.mu.Lock()
 	n := 0
 	for _, e := range r.entries {
+		if e.flying {
+			e.orders = append(e.orders, o)
+		}
 		if e.svid.IsZero() || !o.Covers(e.svid) {
 			continue
 		}

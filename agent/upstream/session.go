@@ -172,7 +172,11 @@ func (s *session) take(ctx context.Context, frame *wire.ServerFrame) error {
 	case *wire.ServerFrame_Endpoints:
 		s.endpoints(f.Endpoints)
 	case *wire.ServerFrame_Reissue:
-		s.client.serving.Reissue(orderOf(f.Reissue), time.Now())
+		// By issuers alone an order may be obeyed again: what follows it is
+		// not of these.
+		if f.Reissue.GetBefore() == 0 || s.client.firstTime(f.Reissue.GetOrder()) {
+			s.client.serving.Reissue(orderOf(f.Reissue), time.Now())
+		}
 	case *wire.ServerFrame_Goodbye:
 		return s.goodbye(f.Goodbye)
 	case *wire.ServerFrame_Welcome:

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -75,6 +76,7 @@ type Client struct {
 	session *session      // nil while there is none
 	opened  chan struct{} // closed when a session opens; nil while nobody waits
 	status  Status
+	obeyed  []string // the last orders to reissue, oldest first
 }
 
 // Status describes the stream at one moment.
@@ -227,6 +229,24 @@ func (c *Client) ended(err error) {
 	defer c.mu.Unlock()
 	c.status.Connected = false
 	c.status.LastError = err.Error()
+}
+
+// maxObeyed bounds the orders that are remembered.
+const maxObeyed = 512
+
+// firstTime reports whether an order was not obeyed before, and remembers it.
+// One without a name is always obeyed.
+func (c *Client) firstTime(order string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if order == "" {
+		return true
+	}
+	if slices.Contains(c.obeyed, order) {
+		return false
+	}
+	c.obeyed = append(c.obeyed[max(0, len(c.obeyed)-maxObeyed+1):], order)
+	return true
 }
 
 func (c *Client) heard(now time.Time) {

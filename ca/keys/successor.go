@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 
 	"go.step.sm/crypto/kms/apiv1"
+	"go.step.sm/crypto/kms/uri"
 )
 
 // Beside returns the URI for a new key called name, beside the one behind
@@ -54,6 +55,24 @@ func Destroy(ctx context.Context, kmsURI, dir string) (bool, error) {
 		return false, fmt.Errorf("destroy key: %w", err)
 	}
 	return true, nil
+}
+
+// secretNames are the parts of a key URI that hold a secret itself.
+var secretNames = []string{"pin-value", "pin", "password", "passphrase", "secret", "token-value"}
+
+// CheckRecordable refuses a URI that holds a secret itself: the URI of a key
+// that takes part in a rollover is kept in the store and in the log.
+func CheckRecordable(kmsURI string) error {
+	u, err := uri.Parse(kmsURI)
+	if err != nil {
+		return errors.New("key URI can't be read") // the cause quotes it
+	}
+	for _, name := range secretNames {
+		if u.Get(name) != "" || u.URL.Query().Get(name) != "" {
+			return fmt.Errorf("key URI holds a secret: %s; name a file that holds it instead (pin-source), since the URI is recorded", name)
+		}
+	}
+	return nil
 }
 
 // Name returns what a person calls the key behind a URI, without secrets that

@@ -234,6 +234,7 @@ func (s adminService) EvictNode(ctx context.Context, req *wire.EvictNodeRequest)
 	}
 	s.registry.Drop(node.ID)
 	s.sessions.closeNode(node.Name, &wire.Goodbye{Reason: "the node is evicted", Evicted: true})
+	s.rollover.poke()
 	return &wire.EvictNodeResponse{Node: s.nodeState(node, now)}, nil
 }
 

@@ -83,6 +83,7 @@ func (s *Server) issueBatch(ctx context.Context, sess *session, batch *wire.Issu
 	s.release(out, asked, faults, results, sess, start)
 	s.metrics.issueTime.Observe(time.Since(start).Seconds())
 	s.orders.measure(time.Since(start), len(asked))
+	s.rollover.stir()
 	return out
 }
 

@@ -78,6 +78,7 @@ func (o *orders) put(name string, ord order) bool {
 	}
 	o.sequence++
 	ord.sequence = o.sequence
+	ord.message.Order = name + " " + ord.key
 	o.standing[name] = ord
 	return true
 }

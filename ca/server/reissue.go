@@ -63,7 +63,7 @@ func (s *Server) startReissue(ctx context.Context, actor string, req *wire.Rotat
 	}
 	s.reissues.put(r)
 	s.orderLeaves(r)
-	s.rollover.tell("")
+	s.rollover.stir()
 	return nil
 }
 
@@ -122,8 +122,11 @@ func (s *Server) replaceIntermediate(ctx context.Context, now time.Time) (map[st
 
 // orderLeaves sends the order of a rotation.
 func (s *Server) orderLeaves(r reissue) {
-	m := &wire.Reissue{Issuers: slices.Sorted(maps.Keys(r.issuers)), SpiffeIds: r.ids, Before: r.at.UnixMilli()}
-	o := order{key: r.at.String()}
+	m := &wire.Reissue{Issuers: slices.Sorted(maps.Keys(r.issuers)), SpiffeIds: r.ids}
+	if r.issuers == nil {
+		m.Before = r.at.UnixMilli()
+	}
+	o := order{key: r.at.UTC().Format(time.RFC3339Nano)}
 	n := len(s.nodes.all()) + s.live.count(r.at)
 	if r.node != "" {
 		node, _ := s.nodes.get(r.node)

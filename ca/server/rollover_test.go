@@ -7,9 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -191,7 +189,7 @@ func TestANodeThatComesBackWithTheOldOneHoldsTheRemoval(t *testing.T) {
 	// A second stream of the node, as of a machine that was set back.
 	again := &member{n.testNode, n.testNode.sync(t)}
 	again.acks(t, before.bundle, before.intermediate.SKI())
-	st = r.awaits(t, "the node holds", func(s *wire.RotationState) bool {
+	r.awaits(t, "the node holds", func(s *wire.RotationState) bool {
 		return len(s.GetHolders()) == 1 && s.GetHolders()[0].GetLacks() == "serves leaves of the old root"
 	})
 	_, err := r.admin.Rotate(t.Context(), &wire.RotateRequest{Verb: "advance", Target: "root"})
@@ -214,7 +212,6 @@ func TestANodeThatComesBackWithTheOldOneHoldsTheRemoval(t *testing.T) {
 	if d := forced[len(forced)-1].Detail; !strings.Contains(d, "force") || !strings.Contains(d, "node one may serve leaves") {
 		t.Fatalf("record of the forced step: %s", d)
 	}
-	// Evicting would have let it go as well.
 }
 
 func TestAnEvictedNodeAndOneWhoseLeavesEndedHoldNothing(t *testing.T) {
@@ -260,11 +257,11 @@ func TestOfTwoOperatorsOneStarts(t *testing.T) {
 func TestAnAbortedRolloverLeavesNothing(t *testing.T) {
 	cfg := testConfig(shortDir(t))
 	r := start(t, cfg)
-	n := r.member(t, "one")
+	r.member(t, "one")
 	before := r.trust.Load()
 	r.rotate(t, "start")
-	st := r.awaits(t, "published", phaseIs(rotation.Published))
-	if st = r.rotate(t, "abort"); st.GetPhase() != "aborted" {
+	r.awaits(t, "published", phaseIs(rotation.Published))
+	if st := r.rotate(t, "abort"); st.GetPhase() != "aborted" {
 		t.Fatalf("state %v", st)
 	}
 	r.awaits(t, "the new key is gone", func(*wire.RotationState) bool {
@@ -279,10 +276,9 @@ func TestAnAbortedRolloverLeavesNothing(t *testing.T) {
 	if now := r.trust.Load(); !now.bundle.Equal(before.bundle) || !now.intermediate.Certificate().Equal(before.intermediate.Certificate()) {
 		t.Fatal("the old root does not issue as before")
 	}
-	n = r.member(t, "two")
+	r.member(t, "two")
 	r.rotate(t, "start")
 	r.awaits(t, "another can start", phaseIs(rotation.Published))
-	_ = n
 }
 
 // TestPeersOfEveryPhaseVerifyEachOther holds leaves of each phase against the
@@ -363,124 +359,4 @@ func TestAJoinerMayPinEitherRootDuringARollover(t *testing.T) {
 			t.Errorf("the server's chain %v does not include %s", hashes, h)
 		}
 	}
-}
-
-func TestNoStepWithoutItsRecord(t *testing.T) {
-	s := must(New(testConfig(shortDir(t))))
-	log := &faulty{Recorder: s.authorityLog}
-	s.setRecorder(log)
-	r := run(t, s)
-	m := r.member(t, "one")
-	full := fmt.Errorf("test: %w", audit.ErrDiskFull)
-	log.set(full)
-	_, err := r.admin.Rotate(t.Context(), &wire.RotateRequest{Verb: "start", Target: "root", Settle: -1})
-	wantCode(t, err, codes.ResourceExhausted, "until the log takes its record")
-	if st := r.rotation(t); st.GetPhase() != "idle" {
-		t.Fatalf("state %v", st)
-	}
-	log.set(nil) // the stored step is recorded and taken up by itself
-	r.awaits(t, "published", phaseIs(rotation.Published))
-	for _, to := range []rotation.Phase{rotation.Active, rotation.Removed} {
-		log.set(full)
-		now := r.trust.Load()
-		m.acks(t, now.bundle, now.intermediate.SKI())
-		r.awaits(t, "the fault is told", func(s *wire.RotationState) bool { return s.GetFault() != "" })
-		if st := r.rotation(t); st.GetPhase() == string(to) || !r.trust.Load().bundle.Equal(now.bundle) {
-			t.Fatalf("a step without a record: %v", st)
-		}
-		log.set(nil)
-		r.awaits(t, string(to), phaseIs(to))
-	}
-}
-
-func TestARolloverSurvivesARestoreFromBeforeIt(t *testing.T) {
-	cfg := testConfig(shortDir(t))
-	r := start(t, cfg)
-	m := r.member(t, "one")
-	backup := filepath.Join(shortDir(t), "backup")
-	f := must(os.Create(backup))
-	if err := r.store.Backup(t.Context(), f); err != nil {
-		t.Fatal(err)
-	}
-	f.Close()
-	r.follows(t, rotation.Active, m)
-	want := r.rotation(t)
-	root := r.trust.Load().rootCert
-	r.stop()
-	if _, err := Restore(backup, cfg.DataDir); err != nil {
-		t.Fatal(err)
-	}
-	r = start(t, cfg)
-	got := r.rotation(t)
-	if got.GetId() != want.GetId() || got.GetPhase() != want.GetPhase() || !r.trust.Load().rootCert.Equal(root) {
-		t.Fatalf("restored to %v, was at %v", got, want)
-	}
-	if len(got.GetHolders()) != 1 || got.GetHighWater() == 0 {
-		t.Fatalf("the gate after a restore: %v", got)
-	}
-}
-
-func TestAClockThatJumpsAheadLetsNoSilentNodeGo(t *testing.T) {
-	v := newRollover(nil)
-	now := time.Now()
-	if got := v.clock(now.Add(time.Hour).Round(0)); got.Sub(now) > time.Minute {
-		t.Fatalf("an hour ahead the clock says %v", got.Sub(now))
-	}
-	if got := v.clock(now.Add(-time.Hour).Round(0)); got.Sub(now) > -time.Hour+time.Minute {
-		t.Fatalf("an hour back the clock says %v", got.Sub(now))
-	}
-}
-
-func TestHighWaterIsWrittenBeforeALeafExceedsIt(t *testing.T) {
-	cfg := testConfig(shortDir(t))
-	r := start(t, cfg)
-	r.apply(t, registration("shop", "web", "/web", ""))
-	n := r.join(t, "one", nil)
-	chain := n.sync(t).issue(t, request(1, "shop/web", "/web"))[0].GetChain()
-	leaf := must(x509.ParseCertificate(chain[0]))
-	_, mark := r.marks.below(hex.EncodeToString(r.trust.Load().rootCert.SubjectKeyId))
-	if mark.Before(leaf.NotAfter) {
-		t.Fatalf("the mark is %v, a leaf ends at %v", mark, leaf.NotAfter)
-	}
-	stored, _, _ := r.store.Scan(prefixMark, 0)
-	if len(stored) != 1 || string(stored[0].Value) != mark.UTC().Format(time.RFC3339) {
-		t.Fatalf("stored marks %v", stored)
-	}
-}
-
-func TestARootIsRolledOverByItselfAtTwoThirdsOfItsLife(t *testing.T) {
-	t.Parallel()
-	cfg := testConfig(shortDir(t))
-	cfg.RootTTL, cfg.IntermediateTTL, cfg.NodeTTL = 6*time.Second, 5*time.Second, 2*time.Second
-	cfg.MaxTTL, cfg.ServerTTL = 2*time.Second, 2*time.Second
-	r := start(t, cfg)
-	first := r.trust.Load().rootCert
-	st := r.awaits(t, "a rollover begins", func(s *wire.RotationState) bool { return s.GetPhase() != "idle" })
-	if now, due := time.Now(), first.NotAfter.Add(-2*time.Second); now.Before(due) {
-		t.Errorf("it began %v before it was due", due.Sub(now))
-	}
-	if st.GetStartedBy() != automaticActor {
-		t.Fatalf("state %v", st)
-	}
-}
-
-func TestAnOverdueRootIsToldAtEachTenth(t *testing.T) {
-	began := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	end := began.Add(10 * time.Hour)
-	for at, want := range map[time.Duration]int{-time.Hour: 0, 0: 1, time.Hour: 2, 90 * time.Minute: 2, 9*time.Hour + time.Minute: 10, 30 * time.Hour: 10} {
-		if got, _ := overdue(began, end, began.Add(at)); got != want {
-			t.Errorf("%v after it was due: %d tenths, want %d", at, got, want)
-		}
-	}
-}
-
-func FuzzRolloverRecord(f *testing.F) {
-	f.Add([]byte(`{"id":"a","sequence":1,"state":{"phase":"published"},"old":{"key":"k"},"new":{"key":"n"}}`))
-	f.Add([]byte(`{"state":{"phase":"gone"}}`))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		r, err := parseRolloverRecord(raw)
-		if err == nil && (len(r.Old.DER) == 0 || r.State.NewIssues() && len(r.Cross) == 0) {
-			t.Fatal("a record without its certificates was taken")
-		}
-	})
 }

@@ -127,7 +127,7 @@ func (c *cli) printRotation(v rotationView, now time.Time) error {
 	if v.Phase == "removed" || v.Phase == "done" {
 		color = green
 	}
-	fmt.Fprintf(c.out, "%s %s: %s since %s", plain(what), v.ID, c.paint(color, v.Phase), ago(v.Since, now))
+	fmt.Fprintf(c.out, "%s: %s since %s", plain(strings.TrimSpace(what+" "+v.ID)), c.paint(color, v.Phase), ago(v.Since, now))
 	if v.Emergency {
 		fmt.Fprint(c.out, ", ", c.paint(red, "an emergency"))
 	}

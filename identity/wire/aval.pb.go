@@ -1011,7 +1011,10 @@ type Reissue struct {
 	Before int64 `protobuf:"varint,3,opt,name=before,proto3" json:"before,omitempty"`
 	// spread, in milliseconds, is the time over which the node distributes its
 	// requests.
-	Spread        int64 `protobuf:"varint,4,opt,name=spread,proto3" json:"spread,omitempty"`
+	Spread int64 `protobuf:"varint,4,opt,name=spread,proto3" json:"spread,omitempty"`
+	// order names the order. A node that reconnects is sent those that stand
+	// again, and does not obey one twice.
+	Order         string `protobuf:"bytes,5,opt,name=order,proto3" json:"order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1072,6 +1075,13 @@ func (x *Reissue) GetSpread() int64 {
 		return x.Spread
 	}
 	return 0
+}
+
+func (x *Reissue) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
 }
 
 type Welcome struct {
@@ -7374,13 +7384,14 @@ const file_aval_proto_rawDesc = "" +
 	"\agoodbye\x18\x06 \x01(\v2\x15.aval.wire.v1.GoodbyeH\x00R\agoodbye\x12;\n" +
 	"\tendpoints\x18\a \x01(\v2\x1b.aval.wire.v1.EndpointDeltaH\x00R\tendpoints\x121\n" +
 	"\areissue\x18\t \x01(\v2\x15.aval.wire.v1.ReissueH\x00R\areissueB\a\n" +
-	"\x05frame\"r\n" +
+	"\x05frame\"\x88\x01\n" +
 	"\aReissue\x12\x18\n" +
 	"\aissuers\x18\x01 \x03(\tR\aissuers\x12\x1d\n" +
 	"\n" +
 	"spiffe_ids\x18\x02 \x03(\tR\tspiffeIds\x12\x16\n" +
 	"\x06before\x18\x03 \x01(\x03R\x06before\x12\x16\n" +
-	"\x06spread\x18\x04 \x01(\x03R\x06spread\"\xf6\x02\n" +
+	"\x06spread\x18\x04 \x01(\x03R\x06spread\x12\x14\n" +
+	"\x05order\x18\x05 \x01(\tR\x05order\"\xf6\x02\n" +
 	"\aWelcome\x122\n" +
 	"\bsettings\x18\x01 \x01(\v2\x16.aval.wire.v1.SettingsR\bsettings\x122\n" +
 	"\bposition\x18\x02 \x01(\v2\x16.aval.wire.v1.PositionR\bposition\x12\x14\n" +

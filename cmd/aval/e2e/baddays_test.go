@@ -18,8 +18,9 @@ import (
 )
 
 // load calls without end on one connection and on new ones, until the
-// returned function is called, which says how many calls passed and failed.
-func (s *shop) load() func() (passed, failed int64) {
+// returned function is called, which says how many calls passed and failed, or
+// the test ends.
+func (s *shop) load(t *testing.T) func() (passed, failed int64) {
 	var ok, bad atomic.Int64
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
@@ -44,9 +45,10 @@ func (s *shop) load() func() (passed, failed int64) {
 			}
 		})
 	}
+	end := sync.OnceFunc(func() { close(stop); clients.Wait() })
+	t.Cleanup(end)
 	return func() (int64, int64) {
-		close(stop)
-		clients.Wait()
+		end()
 		return ok.Load(), bad.Load()
 	}
 }
@@ -59,7 +61,7 @@ func TestAHungAgentHoldsUpNothing(t *testing.T) {
 	s.open(t)
 	avaltest.Must(t, s.Agent.Process.Signal(syscall.SIGSTOP))
 	began := time.Now().UTC().Format(time.RFC3339Nano)
-	end := s.load()
+	end := s.load(t)
 	// Who asks it is told in time that it does not answer.
 	out, stderr, code := s.Run(nil, "svid", "fetch", "--socket", s.Socket, "--timeout", "1s")
 	if code == 0 {
@@ -137,7 +139,7 @@ func TestKilledPartsComeBackUnderLoad(t *testing.T) {
 	s := newShop(t, "1h")
 	s.open(t)
 	// Twice the agent, and no call notices.
-	end := s.load()
+	end := s.load(t)
 	for range 2 {
 		s.Agent.Kill()
 		s.StartAgentWith("n1", avaltest.Token{})
@@ -151,7 +153,7 @@ func TestKilledPartsComeBackUnderLoad(t *testing.T) {
 	}
 	// A proxy takes its connections with it, and nothing else: calls fail at
 	// once meanwhile, and pass as soon as it is back.
-	end = s.load()
+	end = s.load(t)
 	s.api.Kill()
 	began := time.Now()
 	if err := s.call(nil); err == nil || time.Since(began) > 5*time.Second {

@@ -67,7 +67,7 @@ func TestARootRolloverUnderLoadFailsNoRequest(t *testing.T) {
 	s := newShop(t, "1h")
 	s.open(t)
 	s.second(t, "n2")
-	stop := s.load()
+	stop := s.load(t)
 	st := s.rotation(t, "start", "root", "--wait", "--yes", "--settle", "1s")
 	passed, failed := stop()
 	t.Logf("%d requests passed, %d failed; %+v", passed, failed, st)
@@ -146,5 +146,88 @@ func TestAnAgentThatIsAwayHoldsTheGateAndIsNamed(t *testing.T) {
 		if detail, _ := e["detail"].(string); strings.Contains(detail, "force") && !strings.Contains(detail, "node n2") {
 			t.Errorf("the forced step is recorded without what it broke: %s", detail)
 		}
+	}
+}
+
+func TestAnAgentThatWasAwayForAWholeRolloverComesBack(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	s := newShop(t, "1h")
+	s.open(t)
+	s.Agent.Kill()
+	s.rotation(t, "start", "root", "--yes", "--settle", "0s")
+	phase := func(want string) {
+		t.Helper()
+		s.Await("it is "+want, func() bool { return s.status(t).Phase == want })
+	}
+	phase("published")
+	for _, next := range []string{"active", "retiring", "removed"} {
+		if next != "removed" || s.status(t).Phase != "removed" { // nothing settles
+			s.Run(nil, "rotation", "force", "root", "--yes")
+		}
+	}
+	phase("removed")
+	// Its bundle knows the old root alone, and its credential is of it.
+	s.StartAgentWith("n1", avaltest.Token{})
+	s.Await("a call from web to api succeeds", func() bool { return s.call(nil) == nil })
+	s.Await("its leaves are of the new root", func() bool {
+		return !strings.Contains(string(s.Aval("rotation", "status")), "held by")
+	})
+}
+
+func TestLeavesAndIntermediatesAreReplacedAtOnce(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	s := newShop(t, "1h")
+	s.open(t)
+	issued := func() map[string]int {
+		var out struct {
+			SVIDs []struct {
+				ID string `json:"spiffe_id"`
+			} `json:"svids"`
+		}
+		avaltest.Must(t, json.Unmarshal(s.Aval("node", "show", "n1", "-o", "json"), &out))
+		n := map[string]int{}
+		for _, v := range out.SVIDs {
+			n[strings.TrimPrefix(v.ID, "spiffe://example.org/ns/shop/sa/")]++
+		}
+		return n
+	}
+	before := issued()
+	stop := s.load(t)
+	st := s.rotation(t, "start", "leaves", "shop/api", "--wait", "--yes")
+	if after := issued(); st.Phase != "done" || after["api"] != before["api"]+1 || after["web"] != before["web"] {
+		t.Fatalf("of api alone: %v became %v; %+v", before, after, st)
+	}
+	for _, what := range [][]string{{"leaves", "node/n1"}, {"leaves", "shop"}, {"intermediate"}} {
+		before := issued()
+		st := s.rotation(t, append(append([]string{"start"}, what...), "--wait", "--yes")...)
+		if after := issued(); st.Phase != "done" || after["api"] != before["api"]+1 || after["web"] != before["web"]+1 || st.Acked != 1 {
+			t.Fatalf("%v: %v became %v; %+v", what, before, after, st)
+		}
+	}
+	if _, failed := stop(); failed > 0 {
+		t.Fatalf("%d requests failed", failed)
+	}
+}
+
+func TestAProxyThatHoldsAnOldSnapshotHoldsTheGateAndIsNamed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	s := newShop(t, "1h")
+	s.open(t)
+	avaltest.Must(t, s.web.Process.Signal(syscall.SIGSTOP))
+	s.rotation(t, "start", "root", "--yes", "--settle", "0s")
+	s.Await("the proxy is named", func() bool {
+		st := s.status(t)
+		return st.Phase == "published" && len(st.Holders) == 1 && strings.Join(st.Holders[0].Proxies, " ") == "spiffe://example.org/ns/shop/sa/web"
+	})
+	avaltest.Must(t, s.web.Process.Signal(syscall.SIGCONT))
+	s.Await("it goes on", func() bool { return s.status(t).Phase == "removed" })
+	if err := s.call(nil); err != nil {
+		t.Fatal(err)
 	}
 }
