@@ -21,7 +21,7 @@ const (
 	// searchesPerSecond bounds the looks through /proc, and searchTime each of
 	// them. Without one the kernel still says whose socket it is.
 	searchesPerSecond = 2
-	searchTime        = 200 * time.Millisecond
+	searchTime        = 300 * time.Millisecond
 	// askTime bounds a question to the agent. There is one for each search.
 	askTime = 500 * time.Millisecond
 )

@@ -18,8 +18,8 @@ import (
 	"github.com/aval-id/aval/identity/wire"
 )
 
+// It runs beside no other test of the package: a search has little time.
 func TestAPlaintextClientOfThisMachineIsNamed(t *testing.T) {
-	t.Parallel()
 	s := newScene(t)
 	s.publish(t, mode("PERMISSIVE"))
 	_, in := s.inbound(t, echo(t), nil)
