@@ -215,11 +215,12 @@ func TestANodeThatComesBackWithTheOldOneHoldsTheRemoval(t *testing.T) {
 }
 
 func TestAnEvictedNodeAndOneWhoseLeavesEndedHoldNothing(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig(shortDir(t))
-	cfg.NodeTTL = 2 * time.Second
+	cfg.NodeTTL = 6 * time.Second
 	r := start(t, cfg)
 	r.join(t, "evicted", nil)
-	r.join(t, "ending", nil) // never connects: all that it holds ends in two seconds
+	r.join(t, "ending", nil) // never connects: all that it holds ends in seconds
 	must(r.admin.EvictNode(t.Context(), &wire.EvictNodeRequest{Name: "evicted"}))
 	r.rotate(t, "start")
 	st := r.awaits(t, "published", phaseIs(rotation.Published))

@@ -75,6 +75,18 @@ func TestARolloverSurvivesARestoreFromBeforeIt(t *testing.T) {
 	}
 }
 
+func TestTheSequenceOfStepsGrowsOverANewStoreAndAClockSetBack(t *testing.T) {
+	now := time.Now()
+	last := rolloverRecord{}.after(rotation.Rollover{Phase: rotation.Prepared}, stepTaken{At: now})
+	anew := rolloverRecord{}.after(rotation.Rollover{Phase: rotation.Prepared}, stepTaken{At: now.Add(time.Second)})
+	if anew.Sequence <= last.Sequence {
+		t.Fatal("a store that was begun anew counts from before the log")
+	}
+	if back := last.after(rotation.Rollover{Phase: rotation.Published}, stepTaken{At: now.Add(-time.Hour)}); back.Sequence <= last.Sequence {
+		t.Fatal("a clock that was set back takes the sequence back")
+	}
+}
+
 func TestAClockThatJumpsAheadLetsNoSilentNodeGo(t *testing.T) {
 	v := newRollover(nil)
 	now := time.Now()

@@ -66,7 +66,7 @@ type stepTaken struct {
 // not. It is a value; what it refers to is never changed.
 type rolloverRecord struct {
 	ID       string            `json:"id"`
-	Sequence uint64            `json:"sequence"` // grows by one with each step, over all rollovers
+	Sequence uint64            `json:"sequence"` // grows with each step, over all rollovers
 	State    rotation.Rollover `json:"state"`
 	Old      keptRoot          `json:"old"`
 	New      keptRoot          `json:"new"`
@@ -100,11 +100,13 @@ func (r rolloverRecord) crossServed() bool {
 	return r.State.Phase == rotation.Active || r.State.Phase == rotation.Retiring
 }
 
-// after returns the record after a step, as the next in the sequence.
+// after returns the record after a step, as the next in the sequence. That is
+// a time in milliseconds unless the clock ran back, so that it grows over a
+// store that was begun anew as well: the log remembers the one before.
 func (r rolloverRecord) after(next rotation.Rollover, step stepTaken) rolloverRecord {
 	moved := next.Phase != r.State.Phase
 	r.State = next
-	r.Sequence++
+	r.Sequence = max(r.Sequence+1, uint64(step.At.UnixMilli()))
 	if moved || step.Forced {
 		r.Steps = append(slices.Clone(r.Steps[max(0, len(r.Steps)-maxSteps+1):]), step)
 	}
