@@ -20,10 +20,11 @@ const (
 	// of them.
 	requestKeys     = 100
 	requestKeysMost = 4096
-	// maxPath and maxHost bound what a record names of a request. A longer
-	// path is left out: cut off it would be another one.
-	maxPath = 1024
-	maxHost = 255
+	// maxPath, maxHost and maxMethod bound what a record names of a request.
+	// What is longer is left out: cut off it would be another one.
+	maxPath   = 1024
+	maxHost   = 255
+	maxMethod = 64
 )
 
 // asked is what tells requests of one client apart.
@@ -92,7 +93,7 @@ func (t *requestTallies) find(key alike) (*audit.Event, alike) {
 	if len(key.asked.path) > maxPath {
 		key = key.folded(foldPath)
 	}
-	if len(key.asked.host) > maxHost {
+	if len(key.asked.host) > maxHost || len(key.asked.method) > maxMethod {
 		key = key.folded(foldHost)
 	}
 	for {
@@ -113,7 +114,7 @@ func (t *requestTallies) find(key alike) (*audit.Event, alike) {
 // put enters the record of a key that find returned.
 func (t *requestTallies) put(key alike, e *audit.Event) {
 	// Substrings would keep whole headers.
-	key.asked.path, key.asked.host = strings.Clone(key.asked.path), strings.Clone(key.asked.host)
+	key.asked.method, key.asked.host, key.asked.path = strings.Clone(key.asked.method), strings.Clone(key.asked.host), strings.Clone(key.asked.path)
 	if len(t.all) == 0 {
 		t.ends = e.Time.Add(t.every)
 	}

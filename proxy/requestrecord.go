@@ -6,6 +6,7 @@ package proxy
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/aval-id/aval/audit"
@@ -67,11 +68,13 @@ func (h house) Refused(r request.Refusal) {
 	e.ClientSerial = r.Peer.Serial
 	e.Method, e.Host, e.Path = r.Method, r.Host, r.Path
 	switch {
-	case len(e.Host) > maxHost:
+	case len(e.Host) > maxHost || len(e.Method) > maxMethod:
 		e.Method, e.Host, e.Path, e.Folded = "", "", "", foldHost.names()
 	case len(e.Path) > maxPath:
 		e.Path, e.Folded = "", foldPath.names()
 	}
+	// Substrings would keep whole headers.
+	e.Method, e.Host, e.Path = strings.Clone(e.Method), strings.Clone(e.Host), strings.Clone(e.Path)
 	if r.Token != nil {
 		e.Detail = brief(r.Token.Error())
 	}

@@ -278,6 +278,39 @@ func TestWhateverIsDistinctIsFolded(t *testing.T) {
 	}
 }
 
+func TestARecordHoldsNothingOfARequestThatItDoesNotName(t *testing.T) {
+	h := testHouse()
+	allowed, denied := policy.Decision{Allowed: true, Reason: policy.ReasonAllowed, Rule: -1}, policy.Decision{Reason: policy.ReasonPolicyDenied, Rule: -1}
+	web := testPeer("spiffe://example.org/web", netip.MustParseAddr("192.0.2.1"))
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	const n = 500
+	for i := range n {
+		// A request as net/http has it: method and path are parts of its line.
+		line := fmt.Sprintf("M%03d /%03d?%s", i, i, strings.Repeat("x", 60<<10))
+		h.Allowed(web, &policy.HTTP{Method: line[:4], Host: "api", Path: line[5:9]}, &allowed)
+		h.Refused(request.Refusal{Peer: *web, Decision: denied, Method: line[:4], Host: "api", Path: line[5:9]})
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 8<<20 {
+		t.Errorf("%d requests hold %d bytes", n, grown)
+	}
+	long := strings.Repeat("M", 60<<10)
+	h.Allowed(web, &policy.HTTP{Method: long, Host: "api", Path: "/"}, &allowed)
+	h.Refused(request.Refusal{Peer: *testPeer("spiffe://example.org/other", netip.MustParseAddr("192.0.2.2")), Decision: denied, Method: long, Host: "api", Path: "/"})
+	records, total := counted(t, h.p.reporter)
+	if total != 2*n+2 {
+		t.Errorf("%d requests are recorded", total)
+	}
+	for _, e := range records {
+		if len(e.Method) > maxMethod {
+			t.Fatalf("a method of %d bytes makes a record that no agent takes", len(e.Method))
+		}
+	}
+}
+
 func TestAWindowOfRequestsEndsByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := testHouse()

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -149,18 +150,36 @@ func (v *visit) judge(peer identity.ID, sni string) policy.Decision {
 	return v.st.set.Decide(v.connection(peer, sni))
 }
 
+// undecidedHTTP is said of a client that waits with its first bytes. Passed on
+// as it is, the connection could still become HTTP that nobody judges.
+const undecidedHTTP = "before the first bytes told whether it is HTTP"
+
+// readOn reads until what came tells whether it is HTTP. At the end of the
+// connection, which is no error, nothing more can come.
+func readOn(c net.Conn, b []byte) ([]byte, error) {
+	var chunk [2048]byte
+	for request.Like(b) == request.Undecided {
+		n, err := c.Read(chunk[:])
+		b = append(b, chunk[:n]...)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil && request.Like(b) == request.Undecided {
+			return b, err
+		}
+	}
+	return b, nil
+}
+
 // plainRequests serves a plaintext connection by request. It reports done
 // false where the connection is not HTTP and is to be judged as a whole.
 func (v *visit) plainRequests() (forwarded, done bool) {
 	if !v.in.Protocol.speaksHTTP() {
-		var chunk [2048]byte
 		v.l.near.SetReadDeadline(v.deadline)
-		for request.Like(v.opening.raw) == request.Undecided {
-			n, err := v.l.near.TCPConn.Read(chunk[:])
-			v.opening.raw = append(v.opening.raw, chunk[:n]...)
-			if err != nil {
-				break
-			}
+		var err error
+		v.opening.raw, err = readOn(v.l.near.TCPConn, v.opening.raw)
+		if isTimeout(err) {
+			return v.refuse(audit.ReasonHandshakeTimeout, undecidedHTTP, v.undecided(), nil), true
 		}
 		v.l.near.prefix = v.opening.raw
 		if request.Like(v.opening.raw) != request.Alike {
@@ -181,13 +200,13 @@ func (v *visit) secureRequests(ctx context.Context, a admission, d policy.Decisi
 	var ahead []byte
 	alpn := conn.ConnectionState().NegotiatedProtocol
 	if !v.in.Protocol.speaksHTTP() && alpn != "h2" && alpn != "http/1.1" {
-		var chunk [2048]byte
-		for request.Like(ahead) == request.Undecided {
-			n, err := conn.Read(chunk[:])
-			ahead = append(ahead, chunk[:n]...)
-			if err != nil {
-				break
-			}
+		var err error
+		if ahead, err = readOn(conn, nil); isTimeout(err) {
+			e := v.established(audit.VerdictDenied, audit.ReasonHandshakeTimeout, v.undecided(), mtls.Peer{ID: a.conn.Peer, Serial: a.clientSerial}, conn)
+			e.Detail = undecidedHTTP
+			v.p.record(e, v.source)
+			v.l.close(true)
+			return false
 		}
 		if request.Like(ahead) != request.Alike {
 			return v.secureStream(ctx, a, conn, ahead)

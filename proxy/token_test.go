@@ -7,8 +7,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -406,5 +408,51 @@ func TestAPortIsWatchedForTokensWhereverItMightBeHTTP(t *testing.T) {
 	// A peer that no policy lets in doesn't get as far as a request.
 	if res, err := s.httpClient(t, in, s.td.SVID(t, "/ns/shop/sa/other"), false).Get("https://" + in + "/"); err == nil {
 		t.Errorf("another peer: %s", res.Status)
+	}
+}
+
+func TestHTTPThatHidesBringsNoClaims(t *testing.T) {
+	s := newScene(t)
+	key := jwttest.NewKey(t, "one", jose.ES256)
+	s.publish(t, mode("PERMISSIVE")+inline(t, key, ", outputClaimToHeaders: [{header: X-User, claim: sub}]"))
+	app := newSite(t, nil)
+	_, in := s.inbound(t, app.address(), func(c *Config) { c.Limits.HandshakeTimeout = 300 * time.Millisecond })
+	forged := " / HTTP/1.1\r\nHost: api\r\nX-User: admin\r\nConnection: close\r\n\r\n"
+	for _, secure := range []bool{true, false} {
+		dial := func() net.Conn {
+			if secure {
+				return s.dialTLS(t, in)
+			}
+			return mustDial(t, in)
+		}
+		for _, method := range []string{"get", "\r\nGET", "GeT", "G.T"} {
+			c := dial()
+			if _, err := io.WriteString(c, method+forged); err != nil {
+				t.Fatal(err)
+			}
+			if answer, _ := io.ReadAll(c); statusOf(string(answer)) == "200" {
+				t.Errorf("%q, TLS %t: the application has answered", method, secure)
+			}
+		}
+		for _, first := range []string{"G", ""} {
+			if first == "" && !secure {
+				continue // nothing is passed on before the first byte
+			}
+			c := dial()
+			if _, err := io.WriteString(c, first); err != nil {
+				t.Fatal(err)
+			}
+			// The client waits until the proxy gives up to know what it is.
+			c.SetReadDeadline(time.Now().Add(900 * time.Millisecond))
+			c.Read(make([]byte, 1))
+			c.SetDeadline(time.Now().Add(8 * time.Second))
+			io.WriteString(c, "GET"[len(first):]+forged)
+			if answer, _ := io.ReadAll(c); statusOf(string(answer)) == "200" {
+				t.Errorf("%q late, TLS %t: the application has answered", first, secure)
+			}
+		}
+	}
+	if got := app.requests(); len(got) > 0 {
+		t.Errorf("the application has seen %q", got)
 	}
 }

@@ -57,7 +57,7 @@ func TestWhoIsExpectedBehindAnAddress(t *testing.T) {
 		"10.0.0.1:9000":          "api plain",
 		"10.0.0.1:9001":          "api mutual",
 		"10.0.0.1:5432":          "db,db2 mutual",
-		"10.0.0.1:5433":          "old plain",
+		"10.0.0.1:5433":          "old mutual",
 		"10.0.0.2:8080":          "none",
 		"[fd00::1]:80":           "six mutual",
 		"[fd00::1]:81":           "none",
@@ -78,6 +78,16 @@ func TestWhoIsExpectedBehindAnAddress(t *testing.T) {
 	}
 	if _, ok := (*Set)(nil).Find(netip.MustParseAddrPort("10.0.0.1:80")); ok || s.Len() != 6 {
 		t.Error("a set of nothing answers, or the size is wrong")
+	}
+}
+
+func TestNobodyTakesTheTLSOfANeighbourOnTheSameAddress(t *testing.T) {
+	whole, narrow := endpoint(t, "n1", "api", "10.0.0.1", 0), endpoint(t, "n1", "web", "10.0.0.1", 80)
+	narrow.Mode = Disable
+	for _, all := range [][]Endpoint{{whole, narrow}, {narrow, whole}} {
+		if a, ok := NewSet(all).Find(netip.MustParseAddrPort("10.0.0.1:80")); !ok || !a.Mutual || len(a.IDs) != 1 || a.IDs[0] != narrow.ID {
+			t.Errorf("%+v", a)
+		}
 	}
 }
 

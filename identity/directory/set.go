@@ -52,13 +52,18 @@ func (s *Set) Find(to netip.AddrPort) (a Answer, ok bool) {
 	}
 	exact := false
 	for _, e := range s.byAddress[to.Addr().WithZone("").Unmap()] {
-		if !e.Covers(to.Port()) || exact && e.Port == 0 {
+		if !e.Covers(to.Port()) {
+			continue
+		}
+		// Whose port it is, the narrower claim says; plaintext takes all: who
+		// shares an address with another can't take its TLS away.
+		a.Mutual = a.Mutual || e.Mutual(to.Port())
+		if exact && e.Port == 0 {
 			continue
 		}
 		if e.Port != 0 && !exact {
-			exact, a = true, Answer{}
+			exact, a.IDs = true, nil
 		}
-		a.Mutual = a.Mutual || e.Mutual(to.Port())
 		if !slices.Contains(a.IDs, e.ID) {
 			a.IDs = append(a.IDs, e.ID)
 		}

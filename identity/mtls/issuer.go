@@ -6,6 +6,7 @@ package mtls
 
 import (
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"slices"
 	"time"
@@ -17,15 +18,16 @@ import (
 // above its leaf, but only below a path that was verified.
 const maxIssuers = 64
 
-// oidNameConstraints is what an authority may limit names by (RFC 5280
-// §4.2.1.10).
-var oidNameConstraints = asn1.ObjectIdentifier{2, 5, 29, 30}
+// limiting are the extensions by which an authority may limit what is below
+// it, and whose effect depends on the leaf: name constraints, policy mappings,
+// policy constraints, inhibit anyPolicy (RFC 5280 §4.2.1.5, 10, 11, 14).
+var limiting = []asn1.ObjectIdentifier{{2, 5, 29, 30}, {2, 5, 29, 33}, {2, 5, 29, 36}, {2, 5, 29, 54}}
 
 // issuer is the authority that signed a verified leaf. All that the path from
 // it to a root of the bundle depends on, but for its times, is in the key by
 // which it is remembered, and none of it on the leaf: signatures, path
-// lengths, usages, trust domain. Names would: an issuer is remembered only
-// where nothing above the leaf constrains them.
+// lengths, usages, trust domain. Names and certificate policies would: an
+// issuer is remembered only where nothing above the leaf constrains them.
 type issuer struct {
 	pool *x509.CertPool // of the issuer alone
 	span span           // of it and all above
@@ -63,7 +65,7 @@ func (v *Verifier) rememberIssuer(key [32]byte, verified []*x509.Certificate) {
 	if key == ([32]byte{}) || len(authorities) < 2 {
 		return // a root signed the leaf: there is nothing to save
 	}
-	if slices.ContainsFunc(authorities, constrainsNames) {
+	if slices.ContainsFunc(authorities, limits) {
 		return
 	}
 	i := issuer{pool: x509.NewCertPool(), span: spanOf(authorities)}
@@ -74,11 +76,8 @@ func (v *Verifier) rememberIssuer(key [32]byte, verified []*x509.Certificate) {
 	v.issuers[key] = i
 }
 
-func constrainsNames(c *x509.Certificate) bool {
-	for _, e := range c.Extensions {
-		if e.Id.Equal(oidNameConstraints) {
-			return true
-		}
-	}
-	return false
+func limits(c *x509.Certificate) bool {
+	return slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool {
+		return slices.ContainsFunc(limiting, e.Id.Equal)
+	})
 }

@@ -5,6 +5,8 @@ package mtls
 
 import (
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"net/url"
 	"testing"
@@ -112,6 +114,30 @@ func TestAnIssuerBelowNameConstraintsIsNotRemembered(t *testing.T) {
 	}
 	if len(v.issuers) != 0 {
 		t.Error("an issuer that constrains names is remembered")
+	}
+}
+
+func TestAnIssuerThatDemandsPoliciesIsAskedForEachLeaf(t *testing.T) {
+	d, v := identitytest.New(t, "example.org"), NewVerifier(0)
+	creds := identity.NewCredentials(identity.SVID{}, 1, d.Bundle)
+	oid, err := x509.OIDFromInts([]uint64{1, 3, 6, 1, 4, 1, 99999, 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	demanding := *d.Intermediate
+	demanding.Raw, demanding.SerialNumber, demanding.Policies = nil, nil, []x509.OID{oid}
+	demanding.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 36}, Critical: true, Value: []byte{0x30, 3, 0x80, 1, 0}}} // requireExplicitPolicy 0
+	inner := *d
+	inner.Intermediate = identitytest.Sign(t, &demanding, d.Root, d.Key.Public(), d.RootKey)
+	key := identitytest.Key(t)
+	named := inner.Leaf(t, "/web", key.Public(), func(c *x509.Certificate) { c.Policies = []x509.OID{oid} })
+	if _, err := v.Verify([]*x509.Certificate{named, inner.Intermediate}, creds, PurposeClient, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	bare := []*x509.Certificate{inner.Leaf(t, "/web", key.Public()), inner.Intermediate}
+	_, cold := new(Verifier).Verify(bare, creds, PurposeClient, time.Now())
+	if _, err := v.Verify(bare, creds, PurposeClient, time.Now()); cold == nil || verdictOf(err) != verdictOf(cold) {
+		t.Errorf("a leaf without the policy that its issuer demands: %v after another leaf, %v before", err, cold)
 	}
 }
 

@@ -149,7 +149,7 @@ func (s span) holds(now time.Time) bool { return !now.Before(s.start) && now.Bef
 // Whatever that doesn't accept is verified from the roots.
 func (v *Verifier) verify(chain []*x509.Certificate, bundle identity.Bundle, purpose Purpose, now time.Time) (span, error) {
 	above := v.issuerKey(chain, bundle, purpose)
-	if i, ok := v.issuer(above); ok && i.span.holds(now) {
+	if i, ok := v.issuer(above); ok && i.span.holds(now) && !limits(chain[0]) {
 		if _, err := chain[0].Verify(i.options(purpose, now)); err == nil {
 			return spanOf(chain[:1]).within(i.span), nil
 		}

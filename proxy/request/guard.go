@@ -354,16 +354,40 @@ const (
 )
 
 // Like tells HTTP/1 and the preface of HTTP/2 from anything else by the first
-// bytes of a connection.
+// bytes of a connection. Applications are known to pass over empty lines, and
+// to take methods of other letters than upper-case ones: what might be a
+// request to one of them is alike as well, and the guard refuses it.
 func Like(b []byte) Likeness {
 	const longest = 24
+	b = bytes.TrimLeft(b, "\r\n")
+	upper := true
 	for i, c := range b {
 		switch {
-		case c == ' ' && i > 0:
+		case c == ' ' && i > 0 && upper:
 			return Alike
-		case i == longest, (c < 'A' || c > 'Z') && (i == 0 || c != '-' && c != '_'):
+		case c == ' ' && i > 0:
+			return likeTarget(b[i+1:])
+		case i == longest || !isToken(c):
 			return Unlike
 		}
+		upper = upper && (c >= 'A' && c <= 'Z' || i > 0 && (c == '-' || c == '_'))
 	}
 	return Undecided
+}
+
+// likeTarget tells a request target, in origin-form or absolute-form, from the
+// second word of something else.
+func likeTarget(b []byte) Likeness {
+	const scheme = "http"
+	switch n := min(len(b), len(scheme)); {
+	case n == 0:
+		return Undecided
+	case b[0] == '/':
+		return Alike
+	case !strings.EqualFold(string(b[:n]), scheme[:n]):
+		return Unlike
+	case n < len(scheme):
+		return Undecided
+	}
+	return Alike
 }

@@ -162,7 +162,9 @@ func FuzzGuardDividesLikeNetHTTP(f *testing.F) {
 func TestFirstBytesTellHTTP(t *testing.T) {
 	for s, want := range map[string]Likeness{
 		"": Undecided, "GE": Undecided, "GET ": Alike, "PRI * HTTP/2.0": Alike, "M-SEARCH * ": Alike,
-		"get /": Unlike, " GET": Unlike, "\x16\x03\x01": Unlike, "SSH-2.0-x": Unlike, strings.Repeat("A", 40): Unlike, "-A ": Unlike,
+		"get /": Alike, "get http": Alike, "G.t /": Alike, "\r\n\nGET ": Alike, "\r\n": Undecided, "get ": Undecided, "get ht": Undecided,
+		"get key\r\n": Unlike, "\r\n\r\n\x00\r\nQUIT\n": Unlike,
+		" GET": Unlike, "\x16\x03\x01": Unlike, "SSH-2.0-x\r\n": Unlike, strings.Repeat("A", 40): Unlike, "-A ": Undecided, "-A b": Unlike,
 	} {
 		if got := Like([]byte(s)); got != want {
 			t.Errorf("%q: %d, want %d", s, got, want)
