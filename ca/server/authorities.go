@@ -156,7 +156,7 @@ func (s *Server) establishRoot(ctx context.Context, now time.Time) (*ca.Authorit
 	if cert != nil {
 		key, err = keys.Open(ctx, uri)
 	} else {
-		key, _, err = keys.OpenOrCreate(ctx, uri)
+		key, _, err = keys.OpenOrCreate(ctx, uri, "")
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("root: %w", err)

@@ -1,0 +1,5 @@
+//go:build full
+
+package keys
+
+const full = true
