@@ -55,6 +55,9 @@ func NewAuthority(td identity.TrustDomain, chain []*x509.Certificate, root *x509
 	if err := checkOwn(a.cert, td, key, now); err != nil {
 		return nil, err
 	}
+	if len(a.cert.URIs) != 1 {
+		return nil, fmt.Errorf("authority certificate names no trust domain")
+	}
 	roots, inters := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(root)
 	for i, c := range chain {
@@ -88,8 +91,6 @@ func checkOwn(cert *x509.Certificate, td identity.TrustDomain, key crypto.Signer
 	}
 	pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
 	switch {
-	case len(cert.URIs) != 1:
-		return fmt.Errorf("authority certificate names no trust domain")
 	case !ok || !pub.Equal(cert.PublicKey):
 		return fmt.Errorf("authority certificate %x is not of this private key", cert.SubjectKeyId)
 	case now.Before(cert.NotBefore):
@@ -190,8 +191,12 @@ func (a *Authority) DraftIntermediate(now time.Time, key crypto.Signer, ttl time
 	if err != nil {
 		return nil, err
 	}
-	// One more authority fits below, so that a nested server can be signed.
+	// One more authority fits below, so that a nested server can be signed,
+	// where the root leaves room for both.
 	template.MaxPathLen = 1
+	if a.cert.MaxPathLen == 1 {
+		template.MaxPathLen, template.MaxPathLenZero = 0, true
+	}
 	kind := audit.KindAuthorityCreated
 	if renewed {
 		kind = audit.KindAuthorityRenewed

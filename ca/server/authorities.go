@@ -34,7 +34,6 @@ const (
 // trust is the server's certificates of one moment. It is immutable and
 // swapped whole.
 type trust struct {
-	root         *ca.Authority
 	rootCert     *x509.Certificate
 	bundle       identity.Bundle
 	intermediate *ca.Authority
@@ -101,7 +100,7 @@ func readRoot(cfg Config, now time.Time) (*x509.Certificate, error) {
 	switch {
 	case len(certs) != 1:
 		return nil, fmt.Errorf("root certificate %s: it holds %d certificates", path, len(certs))
-	case len(root.URIs) != 1 || root.URIs[0].String() != cfg.TrustDomain.ID().String():
+	case len(root.URIs) > 1 || len(root.URIs) == 1 && root.URIs[0].String() != cfg.TrustDomain.ID().String():
 		return nil, fmt.Errorf("root certificate %s is of %v, not of the trust domain %s", path, root.URIs, cfg.TrustDomain)
 	case !now.Before(root.NotAfter):
 		return nil, fmt.Errorf("root certificate %s expired at %s", path, root.NotAfter.UTC().Format(time.RFC3339))
@@ -111,7 +110,11 @@ func readRoot(cfg Config, now time.Time) (*x509.Certificate, error) {
 
 // establish finds or makes the root, the intermediate and the server's SVID.
 func (s *Server) establish(ctx context.Context, now time.Time) error {
-	root, rootCert, err := s.establishRoot(ctx, now)
+	staged, err := s.loadImport()
+	if err != nil {
+		return err
+	}
+	rootCert, err := s.establishRoot(ctx, staged, now)
 	if err != nil {
 		return err
 	}
@@ -119,17 +122,12 @@ func (s *Server) establish(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	t := &trust{root: root, rootCert: rootCert, bundle: bundle}
-	found, err := s.loadIntermediate(t, now)
+	t := &trust{rootCert: rootCert, bundle: bundle}
+	found, err := s.establishIntermediate(ctx, t, staged, now)
 	if err != nil {
 		return err
 	}
-	if found == nil || found.Certificate().NotAfter.Sub(now) < s.cfg.MinTTL {
-		if found, err = s.makeIntermediate(ctx, t, now, found != nil); err != nil {
-			return err
-		}
-	}
-	t.setIntermediate(found)
+	t.setIntermediate(found, now)
 	if t, err = s.withServerSVID(ctx, t, now); err != nil {
 		return err
 	}
@@ -137,43 +135,96 @@ func (s *Server) establish(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-func (t *trust) setIntermediate(a *ca.Authority) {
-	c := certificate{roleIntermediate, a.Certificate()}
-	t.intermediate = a
-	t.intermediateDue = rotation.Due(c.issued(), c.cert.NotAfter, rotation.Jitter())
-}
-
-func (s *Server) establishRoot(ctx context.Context, now time.Time) (*ca.Authority, *x509.Certificate, error) {
-	cert, err := readRoot(s.cfg, now)
+// establishIntermediate adopts what was imported while no server ran, or
+// finds the intermediate, or has one signed.
+func (s *Server) establishIntermediate(ctx context.Context, t *trust, staged *imported, now time.Time) (*ca.Authority, error) {
+	found, err := s.loadIntermediate(t, now)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	uri := s.cfg.RootKey
-	if uri == "" {
-		uri = keys.FileURI(filepath.Join(s.cfg.DataDir, keysDir, rootKeyFile))
-	}
-	var key crypto.Signer
-	if cert != nil {
-		key, err = keys.Open(ctx, uri)
-	} else {
-		key, _, err = keys.OpenOrCreate(ctx, uri, "")
-	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("root: %w", err)
-	}
-	if cert == nil {
-		if cert, err = s.makeRoot(ctx, key, now); err != nil {
-			return nil, nil, err
+	if staged != nil {
+		a, err := s.adoptImport(ctx, t.rootCert, staged, "", found != nil, now)
+		if err != nil || a != nil {
+			return a, err
 		}
 	}
-	root, err := ca.NewRoot(s.cfg.TrustDomain, cert, key, now)
-	if err != nil {
-		return nil, nil, fmt.Errorf("root %s: %w", s.rootPath(), err)
+	live := found != nil && found.Certificate().NotAfter.Sub(now) >= s.cfg.MinTTL
+	if s.cfg.Upstream == nil {
+		if err := s.checkRootKey(ctx, t.rootCert, live, now); err != nil {
+			return nil, err
+		}
 	}
-	return root, cert, nil
+	if live {
+		return found, nil
+	}
+	return s.makeIntermediate(ctx, t.rootCert, now, found != nil)
 }
 
-func (s *Server) makeRoot(ctx context.Context, key crypto.Signer, now time.Time) (*x509.Certificate, error) {
+// checkRootKey sees that the own root's key is there and the right one. A
+// device that does not answer is reported, and stops nothing while there is a
+// live intermediate.
+func (s *Server) checkRootKey(ctx context.Context, cert *x509.Certificate, live bool, now time.Time) error {
+	key, err := s.openRootKey(ctx, false)
+	if err == nil {
+		_, err = ca.NewRoot(s.cfg.TrustDomain, cert, key, now)
+		err = errors.Join(err, key.Close())
+	}
+	if live && errors.Is(err, keys.ErrAway) {
+		s.upstream.failed(now, err)
+		s.log.Error("the root's key can't be reached; the intermediate in force issues on", "error", err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("root %s: %w", s.rootPath(), err)
+	}
+	return nil
+}
+
+func (t *trust) setIntermediate(a *ca.Authority, now time.Time) {
+	c := certificate{roleIntermediate, a.Certificate()}
+	issued := c.issued()
+	if issued.After(now) {
+		issued = now // who signed it backdates less than we do
+	}
+	t.intermediate = a
+	t.intermediateDue = rotation.Due(issued, c.cert.NotAfter, rotation.Jitter())
+}
+
+// establishRoot finds the root, or pins or makes it.
+func (s *Server) establishRoot(ctx context.Context, staged *imported, now time.Time) (*x509.Certificate, error) {
+	cert, err := readRoot(s.cfg, now)
+	if err != nil {
+		return nil, err
+	}
+	if staged != nil {
+		if err := staged.checkAgainst(cert); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case cert != nil:
+		return cert, nil
+	case staged != nil && staged.root != nil:
+		cert = staged.root
+	case s.cfg.Upstream != nil:
+		if cert, err = s.cfg.Upstream.Root(ctx); err != nil {
+			return nil, fmt.Errorf("root of %s: %w", s.cfg.Upstream, err)
+		}
+	default:
+		return s.makeRoot(ctx, now)
+	}
+	if err := s.pinRoot(ctx, cert, "", now); err != nil {
+		return nil, err
+	}
+	return cert, nil
+}
+
+func (s *Server) makeRoot(ctx context.Context, now time.Time) (_ *x509.Certificate, err error) {
+	key, err := s.openRootKey(ctx, true)
+	if err != nil {
+		return nil, fmt.Errorf("root: %w", err)
+	}
+	defer func() { err = errors.Join(err, key.Close()) }()
 	draft, err := ca.DraftRoot(s.cfg.TrustDomain, key, now, s.cfg.RootTTL)
 	if err != nil {
 		return nil, err
@@ -224,31 +275,30 @@ func (s *Server) loadIntermediate(t *trust, now time.Time) (*ca.Authority, error
 	return a, nil
 }
 
-// makeIntermediate has a new intermediate signed by the root, recorded, and
-// stored with its key in one file, so that the two never part.
-func (s *Server) makeIntermediate(ctx context.Context, t *trust, now time.Time, renewed bool) (*ca.Authority, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+// makeIntermediate has a new intermediate signed and recorded, and stores it
+// with its key in one file, so that the two never part.
+func (s *Server) makeIntermediate(ctx context.Context, rootCert *x509.Certificate, now time.Time, renewed bool) (*ca.Authority, error) {
+	key, err := s.cfg.IssuerKeyType.Generate()
 	if err != nil {
 		return nil, fmt.Errorf("intermediate: %w", err)
 	}
-	draft, err := t.root.DraftIntermediate(now, key, s.cfg.IntermediateTTL, renewed)
+	a, err := s.signIntermediate(ctx, rootCert, key, now, renewed)
 	if err != nil {
 		return nil, err
 	}
-	certs, err := s.issuer.Release(ctx, t.root, []*ca.Draft{draft})
-	if err != nil {
-		return nil, fmt.Errorf("intermediate: %w", err)
-	}
-	chain := []*x509.Certificate{certs[0].Leaf}
+	return a, s.storeIntermediate(a, key)
+}
+
+func (s *Server) storeIntermediate(a *ca.Authority, key crypto.Signer) error {
 	text, err := identity.EncodeKey(key)
 	if err != nil {
-		return nil, fmt.Errorf("intermediate: %w", err)
+		return fmt.Errorf("intermediate: %w", err)
 	}
-	if err := audit.WriteFile(s.intermediatePath(), append(text, identity.EncodeCertificates(chain)...), 0o600); err != nil {
-		return nil, fmt.Errorf("intermediate: %w", err)
+	if err := audit.WriteFile(s.intermediatePath(), append(text, identity.EncodeCertificates(a.Chain())...), 0o600); err != nil {
+		return fmt.Errorf("intermediate: %w", err)
 	}
-	s.log.Info("intermediate made", "ski", fmt.Sprintf("%x", chain[0].SubjectKeyId), "not_after", chain[0].NotAfter)
-	return ca.NewAuthority(s.cfg.TrustDomain, chain, t.rootCert, key, s.profiles(), now)
+	s.log.Info("intermediate made", "ski", a.SKI(), "not_after", a.Certificate().NotAfter, "upstream", s.upstreamName())
+	return nil
 }
 
 // withServerSVID returns t with a new SVID of the server's own. Its chain
@@ -298,45 +348,36 @@ func (s *Server) profiles() ca.Profiles {
 	}
 }
 
-// keeper renews the server's intermediate and its SVID when they are due.
+// keeper renews the server's SVID when it is due.
 type keeper struct {
 	server   *Server
 	attempts int
 }
 
-// Renew renews what is due at now and returns when to look again.
+// Renew renews the SVID if it is due at now and returns when to look again.
 func (k *keeper) Renew(ctx context.Context, now time.Time) time.Time {
 	s := k.server
-	t := *s.trust.Load()
-	err := func() error {
-		if !now.Before(t.intermediateDue) {
-			a, err := s.makeIntermediate(ctx, &t, now, true)
-			if err != nil {
-				return err
-			}
-			t.setIntermediate(a)
-			renewed := t
-			s.trust.Store(&renewed)
-		}
-		if !now.Before(t.serverDue) {
-			next, err := s.withServerSVID(ctx, &t, now)
-			if err != nil {
-				return err
-			}
-			t = *next
-			s.trust.Store(next)
-		}
-		return nil
-	}()
+	if t := s.trust.Load(); now.Before(t.serverDue) {
+		return t.serverDue
+	}
+	next, err := s.renewSVID(ctx, now)
 	if err != nil && ctx.Err() == nil {
 		wait := rotation.Backoff(k.attempts, time.Second, 5*time.Minute)
 		k.attempts++
-		s.log.Error("renewal of the server's certificates", "error", err, "retry_in", wait)
+		s.log.Error("renewal of the server's SVID", "error", err, "retry_in", wait)
 		return now.Add(wait)
 	}
 	k.attempts = 0
-	if t.intermediateDue.Before(t.serverDue) {
-		return t.intermediateDue
+	return next
+}
+
+func (s *Server) renewSVID(ctx context.Context, now time.Time) (time.Time, error) {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	next, err := s.withServerSVID(ctx, s.trust.Load(), now)
+	if err != nil {
+		return time.Time{}, err
 	}
-	return t.serverDue
+	s.trust.Store(next)
+	return next.serverDue, nil
 }

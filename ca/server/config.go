@@ -4,6 +4,7 @@
 package server
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/ca"
+	"github.com/aval-id/aval/ca/keys"
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/policy"
 )
@@ -28,6 +30,7 @@ const (
 	DefaultLockTimeout      = 3 * time.Second
 	DefaultConnectionsQuota = 4 << 30
 	DefaultDrainTimeout     = 5 * time.Second
+	DefaultSigningTimeout   = 30 * time.Second
 )
 
 // Config is what a server is made of. Zero values mean the documented
@@ -56,9 +59,22 @@ type Config struct {
 	// AdminGroup names a group (or a numeric gid) whose members may use the
 	// admin socket besides uid 0 and the server's own uid. Zero means none.
 	AdminGroup string
-	// RootKey is the root's key as a KMS URI, softkms:path=FILE so far. Zero
-	// means DataDir/keys/root.key.
+	// RootKey is the root's key as a KMS URI (package keys). Zero means
+	// DataDir/keys/root.key.
 	RootKey string
+	// OpenRootKey, where set, opens the root's key in place of RootKey. It is
+	// called for each signature, and an error that wraps keys.ErrAway stops
+	// nothing while an intermediate is live.
+	OpenRootKey func(context.Context) (*keys.Key, error)
+	// Upstream, where set, signs this server's intermediates, and the server
+	// has no root key: RootKey and OpenRootKey are then refused.
+	Upstream Upstream
+	// SigningTimeout bounds the signing of one intermediate, zero means
+	// DefaultSigningTimeout.
+	SigningTimeout time.Duration
+	// RootKeyType and IssuerKeyType are the kinds of a root's key that this
+	// server makes and of its intermediates' keys. Zero means P-256.
+	RootKeyType, IssuerKeyType identity.KeyType
 
 	// MinTTL, DefaultTTL and MaxTTL bound workload leaves; zero means
 	// ca.DefaultMinTTL, ca.DefaultTTL and ca.DefaultMaxTTL. Where MaxTTL lies
@@ -136,7 +152,33 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	if err := c.checkSigner(); err != nil {
+		return c, fmt.Errorf("server config: %w", err)
+	}
 	return c.withDurations()
+}
+
+// checkSigner checks who signs the intermediates, and with what kinds of key.
+func (c *Config) checkSigner() error {
+	if c.Upstream != nil && (c.RootKey != "" || c.OpenRootKey != nil) {
+		return fmt.Errorf("the intermediate is signed by %s, and a root key is set: one of them only", c.Upstream)
+	}
+	if c.RootKey != "" && c.OpenRootKey != nil {
+		return fmt.Errorf("the root's key is at two places: one of them only")
+	}
+	if c.RootKey != "" {
+		if err := keys.Check(c.RootKey); err != nil {
+			return fmt.Errorf("root key: %w", err)
+		}
+	}
+	for _, t := range []*identity.KeyType{&c.RootKeyType, &c.IssuerKeyType} {
+		parsed, err := identity.ParseKeyType(string(*t))
+		if err != nil {
+			return err
+		}
+		*t = parsed
+	}
+	return nil
 }
 
 func (c Config) withDurations() (Config, error) {
@@ -150,6 +192,7 @@ func (c Config) withDurations() (Config, error) {
 	setDuration(&c.HandshakeTimeout, DefaultHandshakeTimeout)
 	setDuration(&c.LockTimeout, DefaultLockTimeout)
 	setDuration(&c.DrainTimeout, DefaultDrainTimeout)
+	setDuration(&c.SigningTimeout, DefaultSigningTimeout)
 	if c.MaxConnections == 0 {
 		c.MaxConnections = DefaultMaxConnections
 	}

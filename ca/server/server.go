@@ -47,7 +47,10 @@ type Server struct {
 	nodeListener  net.Listener
 	adminListener net.Listener
 
+	changing    sync.Mutex            // held by who swaps trust
 	trust       atomic.Pointer[trust] // nil before Run has made it
+	upstream    upstreamState
+	importing   sync.Mutex // one import at a time
 	checkpoints atomic.Pointer[[]*wire.Checkpoint]
 	serving     atomic.Bool
 
@@ -195,6 +198,7 @@ func (s *Server) Run(ctx context.Context) error {
 	recorded := s.connections.Size() // before the first node can report
 	part(&parts, ctx, func(ctx context.Context) error { return s.loadLedger(ctx, recorded) })
 	part(&parts, ctx, func(ctx context.Context) error { return rotation.Loop(ctx, &keeper{server: s}, nil) })
+	part(&parts, ctx, func(ctx context.Context) error { return rotation.Loop(ctx, &issuerKeeper{server: s}, nil) })
 	part(&parts, ctx, s.serveNodes)
 	part(&parts, ctx, s.serveAdmin)
 	s.serving.Store(true)
@@ -335,6 +339,10 @@ func (s *Server) Close() error {
 	return s.closed
 }
 
+// readyAbove is which fraction of the intermediate's life must be left for the
+// server to be ready: renewal begins at half of it.
+const readyAbove = 0.1
+
 // Ready returns nil while the server serves, or why it does not.
 func (s *Server) Ready() error {
 	switch {
@@ -342,6 +350,9 @@ func (s *Server) Ready() error {
 		return errors.New("the server is not serving")
 	case s.authorityLog.Stats().Full:
 		return fmt.Errorf("issuance is stopped: %w", audit.ErrDiskFull)
+	}
+	if left := s.lifetimeLeft(roleIntermediate, time.Now()); left < readyAbove {
+		return fmt.Errorf("the intermediate has %.0f%% of its lifetime left, and %s has not signed another", left*100, s.upstreamName())
 	}
 	return nil
 }
