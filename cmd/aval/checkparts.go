@@ -44,6 +44,7 @@ func (c *cli) checkServer(ctx context.Context, f *findings) {
 	f.skew("clock", time.Until(time.UnixMilli(st.GetClock())), "the server's clock")
 	f.dataDir(st.GetDataDir())
 	f.authorities(st.GetAuthorities())
+	f.upstream(st.GetUpstream())
 	f.store(st)
 	f.logs(st.GetLogs())
 	f.nodes(nodes.GetNodes())
@@ -70,6 +71,19 @@ func (f *findings) authorities(all []*wire.AuthorityState) {
 			// Renewed at half its life, give or take a tenth.
 			f.lifetime(a.GetRole(), from, to, 0.35, 0.1, "the server should have renewed it: look at its log")
 		}
+	}
+}
+
+func (f *findings) upstream(u *wire.UpstreamState) {
+	switch {
+	case u == nil:
+	case u.GetError() != "" && u.GetByHand():
+		f.add(checkWarn, "signer", "aval ca csr, have it signed, aval ca import", "%s: an intermediate is due", u.GetName())
+	case u.GetError() != "":
+		f.add(checkFail, "signer", "the intermediate in force issues on until it ends: mend what signs it", "%s, %s: %s",
+			u.GetName(), plural(int(u.GetFailures()), "failure"), u.GetError())
+	default:
+		f.add(checkOK, "signer", "", "%s", u.GetName())
 	}
 }
 

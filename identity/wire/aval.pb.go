@@ -2375,6 +2375,265 @@ func (x *StatusResponse) GetContradicted() []string {
 	return nil
 }
 
+type RequestIntermediateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestIntermediateRequest) Reset() {
+	*x = RequestIntermediateRequest{}
+	mi := &file_aval_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestIntermediateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestIntermediateRequest) ProtoMessage() {}
+
+func (x *RequestIntermediateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestIntermediateRequest.ProtoReflect.Descriptor instead.
+func (*RequestIntermediateRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{33}
+}
+
+type RequestIntermediateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// csr is PKCS#10 DER.
+	Csr           []byte `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestIntermediateResponse) Reset() {
+	*x = RequestIntermediateResponse{}
+	mi := &file_aval_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestIntermediateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestIntermediateResponse) ProtoMessage() {}
+
+func (x *RequestIntermediateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestIntermediateResponse.ProtoReflect.Descriptor instead.
+func (*RequestIntermediateResponse) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *RequestIntermediateResponse) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+type ImportIntermediateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// certificates are DER, the intermediate first; the root may be among them.
+	Certificates  [][]byte `protobuf:"bytes,1,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportIntermediateRequest) Reset() {
+	*x = ImportIntermediateRequest{}
+	mi := &file_aval_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportIntermediateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportIntermediateRequest) ProtoMessage() {}
+
+func (x *ImportIntermediateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportIntermediateRequest.ProtoReflect.Descriptor instead.
+func (*ImportIntermediateRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ImportIntermediateRequest) GetCertificates() [][]byte {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+type ImportIntermediateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Intermediate  *AuthorityState        `protobuf:"bytes,1,opt,name=intermediate,proto3" json:"intermediate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportIntermediateResponse) Reset() {
+	*x = ImportIntermediateResponse{}
+	mi := &file_aval_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportIntermediateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportIntermediateResponse) ProtoMessage() {}
+
+func (x *ImportIntermediateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportIntermediateResponse.ProtoReflect.Descriptor instead.
+func (*ImportIntermediateResponse) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ImportIntermediateResponse) GetIntermediate() *AuthorityState {
+	if x != nil {
+		return x.Intermediate
+	}
+	return nil
+}
+
+// UpstreamState says who signs the server's intermediates, and how it went.
+type UpstreamState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// signed is when it last signed one for this process.
+	Signed int64 `protobuf:"varint,2,opt,name=signed,proto3" json:"signed,omitempty"`
+	// error is of the last attempt, empty where that succeeded.
+	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	// failures counts attempts that failed in a row; next is when the next is.
+	Failures uint32 `protobuf:"varint,4,opt,name=failures,proto3" json:"failures,omitempty"`
+	Next     int64  `protobuf:"varint,5,opt,name=next,proto3" json:"next,omitempty"`
+	// by_hand says that a person must carry the request.
+	ByHand        bool `protobuf:"varint,6,opt,name=by_hand,json=byHand,proto3" json:"by_hand,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpstreamState) Reset() {
+	*x = UpstreamState{}
+	mi := &file_aval_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpstreamState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpstreamState) ProtoMessage() {}
+
+func (x *UpstreamState) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpstreamState.ProtoReflect.Descriptor instead.
+func (*UpstreamState) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *UpstreamState) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpstreamState) GetSigned() int64 {
+	if x != nil {
+		return x.Signed
+	}
+	return 0
+}
+
+func (x *UpstreamState) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *UpstreamState) GetFailures() uint32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *UpstreamState) GetNext() int64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *UpstreamState) GetByHand() bool {
+	if x != nil {
+		return x.ByHand
+	}
+	return false
+}
+
 type ApplyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// documents are JSON.
@@ -2386,7 +2645,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_aval_proto_msgTypes[33]
+	mi := &file_aval_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +2657,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[33]
+	mi := &file_aval_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +2670,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{33}
+	return file_aval_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ApplyRequest) GetDocuments() [][]byte {
@@ -2439,7 +2698,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_aval_proto_msgTypes[34]
+	mi := &file_aval_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +2710,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[34]
+	mi := &file_aval_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +2723,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{34}
+	return file_aval_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -2503,7 +2762,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_aval_proto_msgTypes[35]
+	mi := &file_aval_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2515,7 +2774,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[35]
+	mi := &file_aval_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2528,7 +2787,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{35}
+	return file_aval_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Change) GetKey() *ResourceKey {
@@ -2579,7 +2838,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2591,7 +2850,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2604,7 +2863,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{36}
+	return file_aval_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetRequest) GetKind() string {
@@ -2638,7 +2897,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2650,7 +2909,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2663,7 +2922,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{37}
+	return file_aval_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetResponse) GetDocuments() [][]byte {
@@ -2690,7 +2949,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2702,7 +2961,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2715,7 +2974,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{38}
+	return file_aval_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DeleteRequest) GetKeys() []*ResourceKey {
@@ -2742,7 +3001,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2754,7 +3013,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2767,7 +3026,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{39}
+	return file_aval_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DeleteResponse) GetChanges() []*Change {
@@ -2796,7 +3055,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +3067,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +3080,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{40}
+	return file_aval_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CreateTokenRequest) GetTtl() int64 {
@@ -2858,7 +3117,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2870,7 +3129,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2883,7 +3142,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{41}
+	return file_aval_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -2931,7 +3190,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2943,7 +3202,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2956,7 +3215,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{42}
+	return file_aval_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListNodesRequest) GetName() string {
@@ -2975,7 +3234,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2987,7 +3246,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3000,7 +3259,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{43}
+	return file_aval_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeState {
@@ -3031,7 +3290,7 @@ type NodeState struct {
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3043,7 +3302,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3056,7 +3315,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{44}
+	return file_aval_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *NodeState) GetNodeId() string {
@@ -3161,7 +3420,7 @@ type LiveSVID struct {
 
 func (x *LiveSVID) Reset() {
 	*x = LiveSVID{}
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3173,7 +3432,7 @@ func (x *LiveSVID) String() string {
 func (*LiveSVID) ProtoMessage() {}
 
 func (x *LiveSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3186,7 +3445,7 @@ func (x *LiveSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSVID.ProtoReflect.Descriptor instead.
 func (*LiveSVID) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{45}
+	return file_aval_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *LiveSVID) GetSpiffeId() string {
@@ -3219,7 +3478,7 @@ type EvictNodeRequest struct {
 
 func (x *EvictNodeRequest) Reset() {
 	*x = EvictNodeRequest{}
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3231,7 +3490,7 @@ func (x *EvictNodeRequest) String() string {
 func (*EvictNodeRequest) ProtoMessage() {}
 
 func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3244,7 +3503,7 @@ func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvictNodeRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{46}
+	return file_aval_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *EvictNodeRequest) GetName() string {
@@ -3263,7 +3522,7 @@ type EvictNodeResponse struct {
 
 func (x *EvictNodeResponse) Reset() {
 	*x = EvictNodeResponse{}
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3275,7 +3534,7 @@ func (x *EvictNodeResponse) String() string {
 func (*EvictNodeResponse) ProtoMessage() {}
 
 func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3288,7 +3547,7 @@ func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeResponse.ProtoReflect.Descriptor instead.
 func (*EvictNodeResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{47}
+	return file_aval_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *EvictNodeResponse) GetNode() *NodeState {
@@ -3317,7 +3576,7 @@ type EntriesRequest struct {
 
 func (x *EntriesRequest) Reset() {
 	*x = EntriesRequest{}
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3329,7 +3588,7 @@ func (x *EntriesRequest) String() string {
 func (*EntriesRequest) ProtoMessage() {}
 
 func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3342,7 +3601,7 @@ func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesRequest.ProtoReflect.Descriptor instead.
 func (*EntriesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{48}
+	return file_aval_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *EntriesRequest) GetLog() string {
@@ -3412,7 +3671,7 @@ type EntriesResponse struct {
 
 func (x *EntriesResponse) Reset() {
 	*x = EntriesResponse{}
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3424,7 +3683,7 @@ func (x *EntriesResponse) String() string {
 func (*EntriesResponse) ProtoMessage() {}
 
 func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3437,7 +3696,7 @@ func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesResponse.ProtoReflect.Descriptor instead.
 func (*EntriesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{49}
+	return file_aval_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *EntriesResponse) GetLog() string {
@@ -3462,7 +3721,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3474,7 +3733,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3487,7 +3746,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{50}
+	return file_aval_proto_rawDescGZIP(), []int{55}
 }
 
 type BackupResponse struct {
@@ -3499,7 +3758,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3511,7 +3770,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3524,7 +3783,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{51}
+	return file_aval_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -3542,7 +3801,7 @@ type ServerStatusRequest struct {
 
 func (x *ServerStatusRequest) Reset() {
 	*x = ServerStatusRequest{}
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3554,7 +3813,7 @@ func (x *ServerStatusRequest) String() string {
 func (*ServerStatusRequest) ProtoMessage() {}
 
 func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3567,7 +3826,7 @@ func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusRequest.ProtoReflect.Descriptor instead.
 func (*ServerStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{52}
+	return file_aval_proto_rawDescGZIP(), []int{57}
 }
 
 type ServerStatusResponse struct {
@@ -3590,14 +3849,15 @@ type ServerStatusResponse struct {
 	Conflicts             []string               `protobuf:"bytes,16,rep,name=conflicts,proto3" json:"conflicts,omitempty"`
 	Uptime                int64                  `protobuf:"varint,17,opt,name=uptime,proto3" json:"uptime,omitempty"`
 	// root_namespace is where policies for all namespaces live.
-	RootNamespace string `protobuf:"bytes,18,opt,name=root_namespace,json=rootNamespace,proto3" json:"root_namespace,omitempty"`
+	RootNamespace string         `protobuf:"bytes,18,opt,name=root_namespace,json=rootNamespace,proto3" json:"root_namespace,omitempty"`
+	Upstream      *UpstreamState `protobuf:"bytes,30,opt,name=upstream,proto3" json:"upstream,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServerStatusResponse) Reset() {
 	*x = ServerStatusResponse{}
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3609,7 +3869,7 @@ func (x *ServerStatusResponse) String() string {
 func (*ServerStatusResponse) ProtoMessage() {}
 
 func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3622,7 +3882,7 @@ func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusResponse.ProtoReflect.Descriptor instead.
 func (*ServerStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{53}
+	return file_aval_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ServerStatusResponse) GetTrustDomain() string {
@@ -3751,6 +4011,13 @@ func (x *ServerStatusResponse) GetRootNamespace() string {
 	return ""
 }
 
+func (x *ServerStatusResponse) GetUpstream() *UpstreamState {
+	if x != nil {
+		return x.Upstream
+	}
+	return nil
+}
+
 type AuthorityState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// role is root, intermediate or server.
@@ -3761,13 +4028,16 @@ type AuthorityState struct {
 	NotBefore     int64  `protobuf:"varint,5,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
 	NotAfter      int64  `protobuf:"varint,6,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
 	Hash          string `protobuf:"bytes,7,opt,name=hash,proto3" json:"hash,omitempty"`
+	KeyType       string `protobuf:"bytes,13,opt,name=key_type,json=keyType,proto3" json:"key_type,omitempty"`
+	Subject       string `protobuf:"bytes,14,opt,name=subject,proto3" json:"subject,omitempty"`
+	Issuer        string `protobuf:"bytes,15,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AuthorityState) Reset() {
 	*x = AuthorityState{}
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3779,7 +4049,7 @@ func (x *AuthorityState) String() string {
 func (*AuthorityState) ProtoMessage() {}
 
 func (x *AuthorityState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3792,7 +4062,7 @@ func (x *AuthorityState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityState.ProtoReflect.Descriptor instead.
 func (*AuthorityState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{54}
+	return file_aval_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *AuthorityState) GetRole() string {
@@ -3844,6 +4114,27 @@ func (x *AuthorityState) GetHash() string {
 	return ""
 }
 
+func (x *AuthorityState) GetKeyType() string {
+	if x != nil {
+		return x.KeyType
+	}
+	return ""
+}
+
+func (x *AuthorityState) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *AuthorityState) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
 type LogState struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3858,7 +4149,7 @@ type LogState struct {
 
 func (x *LogState) Reset() {
 	*x = LogState{}
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3870,7 +4161,7 @@ func (x *LogState) String() string {
 func (*LogState) ProtoMessage() {}
 
 func (x *LogState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3883,7 +4174,7 @@ func (x *LogState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogState.ProtoReflect.Descriptor instead.
 func (*LogState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{55}
+	return file_aval_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *LogState) GetName() string {
@@ -3942,7 +4233,7 @@ type ExplainStrictRequest struct {
 
 func (x *ExplainStrictRequest) Reset() {
 	*x = ExplainStrictRequest{}
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3954,7 +4245,7 @@ func (x *ExplainStrictRequest) String() string {
 func (*ExplainStrictRequest) ProtoMessage() {}
 
 func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3967,7 +4258,7 @@ func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictRequest.ProtoReflect.Descriptor instead.
 func (*ExplainStrictRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{56}
+	return file_aval_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ExplainStrictRequest) GetTarget() string {
@@ -4001,7 +4292,7 @@ type ExplainStrictResponse struct {
 
 func (x *ExplainStrictResponse) Reset() {
 	*x = ExplainStrictResponse{}
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4013,7 +4304,7 @@ func (x *ExplainStrictResponse) String() string {
 func (*ExplainStrictResponse) ProtoMessage() {}
 
 func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4026,7 +4317,7 @@ func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictResponse.ProtoReflect.Descriptor instead.
 func (*ExplainStrictResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{57}
+	return file_aval_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ExplainStrictResponse) GetWorkloads() []*StrictWorkload {
@@ -4100,7 +4391,7 @@ type StrictWorkload struct {
 
 func (x *StrictWorkload) Reset() {
 	*x = StrictWorkload{}
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4112,7 +4403,7 @@ func (x *StrictWorkload) String() string {
 func (*StrictWorkload) ProtoMessage() {}
 
 func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4125,7 +4416,7 @@ func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictWorkload.ProtoReflect.Descriptor instead.
 func (*StrictWorkload) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{58}
+	return file_aval_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *StrictWorkload) GetRegistration() string {
@@ -4240,7 +4531,7 @@ type StrictException struct {
 
 func (x *StrictException) Reset() {
 	*x = StrictException{}
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4252,7 +4543,7 @@ func (x *StrictException) String() string {
 func (*StrictException) ProtoMessage() {}
 
 func (x *StrictException) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4265,7 +4556,7 @@ func (x *StrictException) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictException.ProtoReflect.Descriptor instead.
 func (*StrictException) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{59}
+	return file_aval_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *StrictException) GetName() string {
@@ -4312,7 +4603,7 @@ type StrictPort struct {
 
 func (x *StrictPort) Reset() {
 	*x = StrictPort{}
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4324,7 +4615,7 @@ func (x *StrictPort) String() string {
 func (*StrictPort) ProtoMessage() {}
 
 func (x *StrictPort) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4337,7 +4628,7 @@ func (x *StrictPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictPort.ProtoReflect.Descriptor instead.
 func (*StrictPort) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{60}
+	return file_aval_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *StrictPort) GetPort() uint32 {
@@ -4418,7 +4709,7 @@ type StrictClient struct {
 
 func (x *StrictClient) Reset() {
 	*x = StrictClient{}
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4430,7 +4721,7 @@ func (x *StrictClient) String() string {
 func (*StrictClient) ProtoMessage() {}
 
 func (x *StrictClient) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4443,7 +4734,7 @@ func (x *StrictClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictClient.ProtoReflect.Descriptor instead.
 func (*StrictClient) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{61}
+	return file_aval_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *StrictClient) GetCause() string {
@@ -4545,7 +4836,7 @@ type ProxyStatusRequest struct {
 
 func (x *ProxyStatusRequest) Reset() {
 	*x = ProxyStatusRequest{}
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4557,7 +4848,7 @@ func (x *ProxyStatusRequest) String() string {
 func (*ProxyStatusRequest) ProtoMessage() {}
 
 func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4570,7 +4861,7 @@ func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusRequest.ProtoReflect.Descriptor instead.
 func (*ProxyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{62}
+	return file_aval_proto_rawDescGZIP(), []int{67}
 }
 
 type ProxyStatusResponse struct {
@@ -4603,7 +4894,7 @@ type ProxyStatusResponse struct {
 
 func (x *ProxyStatusResponse) Reset() {
 	*x = ProxyStatusResponse{}
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4615,7 +4906,7 @@ func (x *ProxyStatusResponse) String() string {
 func (*ProxyStatusResponse) ProtoMessage() {}
 
 func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4628,7 +4919,7 @@ func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusResponse.ProtoReflect.Descriptor instead.
 func (*ProxyStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{63}
+	return file_aval_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ProxyStatusResponse) GetSpiffeId() string {
@@ -4784,7 +5075,7 @@ type ProxyListener struct {
 
 func (x *ProxyListener) Reset() {
 	*x = ProxyListener{}
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4796,7 +5087,7 @@ func (x *ProxyListener) String() string {
 func (*ProxyListener) ProtoMessage() {}
 
 func (x *ProxyListener) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4809,7 +5100,7 @@ func (x *ProxyListener) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyListener.ProtoReflect.Descriptor instead.
 func (*ProxyListener) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{64}
+	return file_aval_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ProxyListener) GetName() string {
@@ -4885,7 +5176,7 @@ type ConnectionsRequest struct {
 
 func (x *ConnectionsRequest) Reset() {
 	*x = ConnectionsRequest{}
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4897,7 +5188,7 @@ func (x *ConnectionsRequest) String() string {
 func (*ConnectionsRequest) ProtoMessage() {}
 
 func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4910,7 +5201,7 @@ func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsRequest.ProtoReflect.Descriptor instead.
 func (*ConnectionsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{65}
+	return file_aval_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ConnectionsRequest) GetDirection() string {
@@ -4929,7 +5220,7 @@ type ConnectionsResponse struct {
 
 func (x *ConnectionsResponse) Reset() {
 	*x = ConnectionsResponse{}
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4941,7 +5232,7 @@ func (x *ConnectionsResponse) String() string {
 func (*ConnectionsResponse) ProtoMessage() {}
 
 func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4954,7 +5245,7 @@ func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsResponse.ProtoReflect.Descriptor instead.
 func (*ConnectionsResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{66}
+	return file_aval_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ConnectionsResponse) GetConnections() []*ProxyConnection {
@@ -4993,7 +5284,7 @@ type ProxyConnection struct {
 
 func (x *ProxyConnection) Reset() {
 	*x = ProxyConnection{}
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5005,7 +5296,7 @@ func (x *ProxyConnection) String() string {
 func (*ProxyConnection) ProtoMessage() {}
 
 func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5018,7 +5309,7 @@ func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyConnection.ProtoReflect.Descriptor instead.
 func (*ProxyConnection) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{67}
+	return file_aval_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ProxyConnection) GetDirection() string {
@@ -5143,7 +5434,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5155,7 +5446,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5168,7 +5459,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{68}
+	return file_aval_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *DrainRequest) GetDeadline() int64 {
@@ -5189,7 +5480,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5201,7 +5492,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5214,7 +5505,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{69}
+	return file_aval_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *DrainResponse) GetOpen() int64 {
@@ -5429,7 +5720,21 @@ const file_aval_proto_rawDesc = "" +
 	"last_error\x18\v \x01(\tR\tlastError\x12!\n" +
 	"\fserver_clock\x18\f \x01(\x03R\vserverClock\x12\x18\n" +
 	"\aversion\x18\r \x01(\tR\aversion\x12\"\n" +
-	"\fcontradicted\x18\x0e \x03(\tR\fcontradicted\"E\n" +
+	"\fcontradicted\x18\x0e \x03(\tR\fcontradicted\"\x1c\n" +
+	"\x1aRequestIntermediateRequest\"/\n" +
+	"\x1bRequestIntermediateResponse\x12\x10\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"?\n" +
+	"\x19ImportIntermediateRequest\x12\"\n" +
+	"\fcertificates\x18\x01 \x03(\fR\fcertificates\"^\n" +
+	"\x1aImportIntermediateResponse\x12@\n" +
+	"\fintermediate\x18\x01 \x01(\v2\x1c.aval.wire.v1.AuthorityStateR\fintermediate\"\x9a\x01\n" +
+	"\rUpstreamState\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06signed\x18\x02 \x01(\x03R\x06signed\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x12\x1a\n" +
+	"\bfailures\x18\x04 \x01(\rR\bfailures\x12\x12\n" +
+	"\x04next\x18\x05 \x01(\x03R\x04next\x12\x17\n" +
+	"\aby_hand\x18\x06 \x01(\bR\x06byHand\"E\n" +
 	"\fApplyRequest\x12\x1c\n" +
 	"\tdocuments\x18\x01 \x03(\fR\tdocuments\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\x8c\x01\n" +
@@ -5521,7 +5826,7 @@ const file_aval_proto_rawDesc = "" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"\x15\n" +
-	"\x13ServerStatusRequest\"\x92\x05\n" +
+	"\x13ServerStatusRequest\"\xcb\x05\n" +
 	"\x14ServerStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12\x18\n" +
@@ -5541,7 +5846,8 @@ const file_aval_proto_rawDesc = "" +
 	"\fdefault_deny\x18\x0f \x01(\bR\vdefaultDeny\x12\x1c\n" +
 	"\tconflicts\x18\x10 \x03(\tR\tconflicts\x12\x16\n" +
 	"\x06uptime\x18\x11 \x01(\x03R\x06uptime\x12%\n" +
-	"\x0eroot_namespace\x18\x12 \x01(\tR\rrootNamespace\"\xbb\x01\n" +
+	"\x0eroot_namespace\x18\x12 \x01(\tR\rrootNamespace\x127\n" +
+	"\bupstream\x18\x1e \x01(\v2\x1b.aval.wire.v1.UpstreamStateR\bupstream\"\x88\x02\n" +
 	"\x0eAuthorityState\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x16\n" +
@@ -5550,7 +5856,10 @@ const file_aval_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\x05 \x01(\x03R\tnotBefore\x12\x1b\n" +
 	"\tnot_after\x18\x06 \x01(\x03R\bnotAfter\x12\x12\n" +
-	"\x04hash\x18\a \x01(\tR\x04hash\"\xb0\x01\n" +
+	"\x04hash\x18\a \x01(\tR\x04hash\x12\x19\n" +
+	"\bkey_type\x18\r \x01(\tR\akeyType\x12\x18\n" +
+	"\asubject\x18\x0e \x01(\tR\asubject\x12\x16\n" +
+	"\x06issuer\x18\x0f \x01(\tR\x06issuer\"\xb0\x01\n" +
 	"\bLogState\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aentries\x18\x02 \x01(\x03R\aentries\x12'\n" +
@@ -5694,7 +6003,7 @@ const file_aval_proto_rawDesc = "" +
 	"\x06Report\x12\x19.aval.wire.v1.RecordBatch\x1a\x18.aval.wire.v1.RecordsAck(\x010\x012\x94\x01\n" +
 	"\x05Local\x12F\n" +
 	"\aExplain\x12\x1c.aval.wire.v1.ExplainRequest\x1a\x1d.aval.wire.v1.ExplainResponse\x12C\n" +
-	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\xfc\x05\n" +
+	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\xd1\a\n" +
 	"\x05Admin\x12@\n" +
 	"\x05Apply\x12\x1a.aval.wire.v1.ApplyRequest\x1a\x1b.aval.wire.v1.ApplyResponse\x12:\n" +
 	"\x03Get\x12\x18.aval.wire.v1.GetRequest\x1a\x19.aval.wire.v1.GetResponse\x12C\n" +
@@ -5705,7 +6014,9 @@ const file_aval_proto_rawDesc = "" +
 	"\aEntries\x12\x1c.aval.wire.v1.EntriesRequest\x1a\x1d.aval.wire.v1.EntriesResponse0\x01\x12E\n" +
 	"\x06Backup\x12\x1b.aval.wire.v1.BackupRequest\x1a\x1c.aval.wire.v1.BackupResponse0\x01\x12U\n" +
 	"\fServerStatus\x12!.aval.wire.v1.ServerStatusRequest\x1a\".aval.wire.v1.ServerStatusResponse\x12X\n" +
-	"\rExplainStrict\x12\".aval.wire.v1.ExplainStrictRequest\x1a#.aval.wire.v1.ExplainStrictResponse2\xfa\x01\n" +
+	"\rExplainStrict\x12\".aval.wire.v1.ExplainStrictRequest\x1a#.aval.wire.v1.ExplainStrictResponse\x12j\n" +
+	"\x13RequestIntermediate\x12(.aval.wire.v1.RequestIntermediateRequest\x1a).aval.wire.v1.RequestIntermediateResponse\x12g\n" +
+	"\x12ImportIntermediate\x12'.aval.wire.v1.ImportIntermediateRequest\x1a(.aval.wire.v1.ImportIntermediateResponse2\xfa\x01\n" +
 	"\n" +
 	"ProxyAdmin\x12R\n" +
 	"\vProxyStatus\x12 .aval.wire.v1.ProxyStatusRequest\x1a!.aval.wire.v1.ProxyStatusResponse\x12T\n" +
@@ -5724,89 +6035,94 @@ func file_aval_proto_rawDescGZIP() []byte {
 	return file_aval_proto_rawDescData
 }
 
-var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
+var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
 var file_aval_proto_goTypes = []any{
-	(*Position)(nil),              // 0: aval.wire.v1.Position
-	(*AttestRequest)(nil),         // 1: aval.wire.v1.AttestRequest
-	(*AttestResponse)(nil),        // 2: aval.wire.v1.AttestResponse
-	(*Values)(nil),                // 3: aval.wire.v1.Values
-	(*RenewRequest)(nil),          // 4: aval.wire.v1.RenewRequest
-	(*RenewResponse)(nil),         // 5: aval.wire.v1.RenewResponse
-	(*NodeFrame)(nil),             // 6: aval.wire.v1.NodeFrame
-	(*Hello)(nil),                 // 7: aval.wire.v1.Hello
-	(*Ack)(nil),                   // 8: aval.wire.v1.Ack
-	(*IssueBatch)(nil),            // 9: aval.wire.v1.IssueBatch
-	(*IssueRequest)(nil),          // 10: aval.wire.v1.IssueRequest
-	(*RecordBatch)(nil),           // 11: aval.wire.v1.RecordBatch
-	(*ServerFrame)(nil),           // 12: aval.wire.v1.ServerFrame
-	(*Welcome)(nil),               // 13: aval.wire.v1.Welcome
-	(*Settings)(nil),              // 14: aval.wire.v1.Settings
-	(*Delta)(nil),                 // 15: aval.wire.v1.Delta
-	(*Resource)(nil),              // 16: aval.wire.v1.Resource
-	(*ResourceKey)(nil),           // 17: aval.wire.v1.ResourceKey
-	(*Bundle)(nil),                // 18: aval.wire.v1.Bundle
-	(*IssueResults)(nil),          // 19: aval.wire.v1.IssueResults
-	(*IssueResult)(nil),           // 20: aval.wire.v1.IssueResult
-	(*Receipt)(nil),               // 21: aval.wire.v1.Receipt
-	(*RecordsAck)(nil),            // 22: aval.wire.v1.RecordsAck
-	(*Checkpoints)(nil),           // 23: aval.wire.v1.Checkpoints
-	(*Checkpoint)(nil),            // 24: aval.wire.v1.Checkpoint
-	(*Goodbye)(nil),               // 25: aval.wire.v1.Goodbye
-	(*WatchRequest)(nil),          // 26: aval.wire.v1.WatchRequest
-	(*Snapshot)(nil),              // 27: aval.wire.v1.Snapshot
-	(*ExplainRequest)(nil),        // 28: aval.wire.v1.ExplainRequest
-	(*ExplainResponse)(nil),       // 29: aval.wire.v1.ExplainResponse
-	(*ExplainedRegistration)(nil), // 30: aval.wire.v1.ExplainedRegistration
-	(*StatusRequest)(nil),         // 31: aval.wire.v1.StatusRequest
-	(*StatusResponse)(nil),        // 32: aval.wire.v1.StatusResponse
-	(*ApplyRequest)(nil),          // 33: aval.wire.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 34: aval.wire.v1.ApplyResponse
-	(*Change)(nil),                // 35: aval.wire.v1.Change
-	(*GetRequest)(nil),            // 36: aval.wire.v1.GetRequest
-	(*GetResponse)(nil),           // 37: aval.wire.v1.GetResponse
-	(*DeleteRequest)(nil),         // 38: aval.wire.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 39: aval.wire.v1.DeleteResponse
-	(*CreateTokenRequest)(nil),    // 40: aval.wire.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 41: aval.wire.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),      // 42: aval.wire.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 43: aval.wire.v1.ListNodesResponse
-	(*NodeState)(nil),             // 44: aval.wire.v1.NodeState
-	(*LiveSVID)(nil),              // 45: aval.wire.v1.LiveSVID
-	(*EvictNodeRequest)(nil),      // 46: aval.wire.v1.EvictNodeRequest
-	(*EvictNodeResponse)(nil),     // 47: aval.wire.v1.EvictNodeResponse
-	(*EntriesRequest)(nil),        // 48: aval.wire.v1.EntriesRequest
-	(*EntriesResponse)(nil),       // 49: aval.wire.v1.EntriesResponse
-	(*BackupRequest)(nil),         // 50: aval.wire.v1.BackupRequest
-	(*BackupResponse)(nil),        // 51: aval.wire.v1.BackupResponse
-	(*ServerStatusRequest)(nil),   // 52: aval.wire.v1.ServerStatusRequest
-	(*ServerStatusResponse)(nil),  // 53: aval.wire.v1.ServerStatusResponse
-	(*AuthorityState)(nil),        // 54: aval.wire.v1.AuthorityState
-	(*LogState)(nil),              // 55: aval.wire.v1.LogState
-	(*ExplainStrictRequest)(nil),  // 56: aval.wire.v1.ExplainStrictRequest
-	(*ExplainStrictResponse)(nil), // 57: aval.wire.v1.ExplainStrictResponse
-	(*StrictWorkload)(nil),        // 58: aval.wire.v1.StrictWorkload
-	(*StrictException)(nil),       // 59: aval.wire.v1.StrictException
-	(*StrictPort)(nil),            // 60: aval.wire.v1.StrictPort
-	(*StrictClient)(nil),          // 61: aval.wire.v1.StrictClient
-	(*ProxyStatusRequest)(nil),    // 62: aval.wire.v1.ProxyStatusRequest
-	(*ProxyStatusResponse)(nil),   // 63: aval.wire.v1.ProxyStatusResponse
-	(*ProxyListener)(nil),         // 64: aval.wire.v1.ProxyListener
-	(*ConnectionsRequest)(nil),    // 65: aval.wire.v1.ConnectionsRequest
-	(*ConnectionsResponse)(nil),   // 66: aval.wire.v1.ConnectionsResponse
-	(*ProxyConnection)(nil),       // 67: aval.wire.v1.ProxyConnection
-	(*DrainRequest)(nil),          // 68: aval.wire.v1.DrainRequest
-	(*DrainResponse)(nil),         // 69: aval.wire.v1.DrainResponse
-	nil,                           // 70: aval.wire.v1.AttestResponse.AttributesEntry
-	nil,                           // 71: aval.wire.v1.Welcome.AttributesEntry
-	nil,                           // 72: aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	nil,                           // 73: aval.wire.v1.ExplainResponse.SelectorsEntry
-	nil,                           // 74: aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	nil,                           // 75: aval.wire.v1.CreateTokenRequest.AttributesEntry
-	nil,                           // 76: aval.wire.v1.NodeState.AttributesEntry
+	(*Position)(nil),                    // 0: aval.wire.v1.Position
+	(*AttestRequest)(nil),               // 1: aval.wire.v1.AttestRequest
+	(*AttestResponse)(nil),              // 2: aval.wire.v1.AttestResponse
+	(*Values)(nil),                      // 3: aval.wire.v1.Values
+	(*RenewRequest)(nil),                // 4: aval.wire.v1.RenewRequest
+	(*RenewResponse)(nil),               // 5: aval.wire.v1.RenewResponse
+	(*NodeFrame)(nil),                   // 6: aval.wire.v1.NodeFrame
+	(*Hello)(nil),                       // 7: aval.wire.v1.Hello
+	(*Ack)(nil),                         // 8: aval.wire.v1.Ack
+	(*IssueBatch)(nil),                  // 9: aval.wire.v1.IssueBatch
+	(*IssueRequest)(nil),                // 10: aval.wire.v1.IssueRequest
+	(*RecordBatch)(nil),                 // 11: aval.wire.v1.RecordBatch
+	(*ServerFrame)(nil),                 // 12: aval.wire.v1.ServerFrame
+	(*Welcome)(nil),                     // 13: aval.wire.v1.Welcome
+	(*Settings)(nil),                    // 14: aval.wire.v1.Settings
+	(*Delta)(nil),                       // 15: aval.wire.v1.Delta
+	(*Resource)(nil),                    // 16: aval.wire.v1.Resource
+	(*ResourceKey)(nil),                 // 17: aval.wire.v1.ResourceKey
+	(*Bundle)(nil),                      // 18: aval.wire.v1.Bundle
+	(*IssueResults)(nil),                // 19: aval.wire.v1.IssueResults
+	(*IssueResult)(nil),                 // 20: aval.wire.v1.IssueResult
+	(*Receipt)(nil),                     // 21: aval.wire.v1.Receipt
+	(*RecordsAck)(nil),                  // 22: aval.wire.v1.RecordsAck
+	(*Checkpoints)(nil),                 // 23: aval.wire.v1.Checkpoints
+	(*Checkpoint)(nil),                  // 24: aval.wire.v1.Checkpoint
+	(*Goodbye)(nil),                     // 25: aval.wire.v1.Goodbye
+	(*WatchRequest)(nil),                // 26: aval.wire.v1.WatchRequest
+	(*Snapshot)(nil),                    // 27: aval.wire.v1.Snapshot
+	(*ExplainRequest)(nil),              // 28: aval.wire.v1.ExplainRequest
+	(*ExplainResponse)(nil),             // 29: aval.wire.v1.ExplainResponse
+	(*ExplainedRegistration)(nil),       // 30: aval.wire.v1.ExplainedRegistration
+	(*StatusRequest)(nil),               // 31: aval.wire.v1.StatusRequest
+	(*StatusResponse)(nil),              // 32: aval.wire.v1.StatusResponse
+	(*RequestIntermediateRequest)(nil),  // 33: aval.wire.v1.RequestIntermediateRequest
+	(*RequestIntermediateResponse)(nil), // 34: aval.wire.v1.RequestIntermediateResponse
+	(*ImportIntermediateRequest)(nil),   // 35: aval.wire.v1.ImportIntermediateRequest
+	(*ImportIntermediateResponse)(nil),  // 36: aval.wire.v1.ImportIntermediateResponse
+	(*UpstreamState)(nil),               // 37: aval.wire.v1.UpstreamState
+	(*ApplyRequest)(nil),                // 38: aval.wire.v1.ApplyRequest
+	(*ApplyResponse)(nil),               // 39: aval.wire.v1.ApplyResponse
+	(*Change)(nil),                      // 40: aval.wire.v1.Change
+	(*GetRequest)(nil),                  // 41: aval.wire.v1.GetRequest
+	(*GetResponse)(nil),                 // 42: aval.wire.v1.GetResponse
+	(*DeleteRequest)(nil),               // 43: aval.wire.v1.DeleteRequest
+	(*DeleteResponse)(nil),              // 44: aval.wire.v1.DeleteResponse
+	(*CreateTokenRequest)(nil),          // 45: aval.wire.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),         // 46: aval.wire.v1.CreateTokenResponse
+	(*ListNodesRequest)(nil),            // 47: aval.wire.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),           // 48: aval.wire.v1.ListNodesResponse
+	(*NodeState)(nil),                   // 49: aval.wire.v1.NodeState
+	(*LiveSVID)(nil),                    // 50: aval.wire.v1.LiveSVID
+	(*EvictNodeRequest)(nil),            // 51: aval.wire.v1.EvictNodeRequest
+	(*EvictNodeResponse)(nil),           // 52: aval.wire.v1.EvictNodeResponse
+	(*EntriesRequest)(nil),              // 53: aval.wire.v1.EntriesRequest
+	(*EntriesResponse)(nil),             // 54: aval.wire.v1.EntriesResponse
+	(*BackupRequest)(nil),               // 55: aval.wire.v1.BackupRequest
+	(*BackupResponse)(nil),              // 56: aval.wire.v1.BackupResponse
+	(*ServerStatusRequest)(nil),         // 57: aval.wire.v1.ServerStatusRequest
+	(*ServerStatusResponse)(nil),        // 58: aval.wire.v1.ServerStatusResponse
+	(*AuthorityState)(nil),              // 59: aval.wire.v1.AuthorityState
+	(*LogState)(nil),                    // 60: aval.wire.v1.LogState
+	(*ExplainStrictRequest)(nil),        // 61: aval.wire.v1.ExplainStrictRequest
+	(*ExplainStrictResponse)(nil),       // 62: aval.wire.v1.ExplainStrictResponse
+	(*StrictWorkload)(nil),              // 63: aval.wire.v1.StrictWorkload
+	(*StrictException)(nil),             // 64: aval.wire.v1.StrictException
+	(*StrictPort)(nil),                  // 65: aval.wire.v1.StrictPort
+	(*StrictClient)(nil),                // 66: aval.wire.v1.StrictClient
+	(*ProxyStatusRequest)(nil),          // 67: aval.wire.v1.ProxyStatusRequest
+	(*ProxyStatusResponse)(nil),         // 68: aval.wire.v1.ProxyStatusResponse
+	(*ProxyListener)(nil),               // 69: aval.wire.v1.ProxyListener
+	(*ConnectionsRequest)(nil),          // 70: aval.wire.v1.ConnectionsRequest
+	(*ConnectionsResponse)(nil),         // 71: aval.wire.v1.ConnectionsResponse
+	(*ProxyConnection)(nil),             // 72: aval.wire.v1.ProxyConnection
+	(*DrainRequest)(nil),                // 73: aval.wire.v1.DrainRequest
+	(*DrainResponse)(nil),               // 74: aval.wire.v1.DrainResponse
+	nil,                                 // 75: aval.wire.v1.AttestResponse.AttributesEntry
+	nil,                                 // 76: aval.wire.v1.Welcome.AttributesEntry
+	nil,                                 // 77: aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	nil,                                 // 78: aval.wire.v1.ExplainResponse.SelectorsEntry
+	nil,                                 // 79: aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	nil,                                 // 80: aval.wire.v1.CreateTokenRequest.AttributesEntry
+	nil,                                 // 81: aval.wire.v1.NodeState.AttributesEntry
 }
 var file_aval_proto_depIdxs = []int32{
 	18, // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
-	70, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
+	75, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
 	7,  // 2: aval.wire.v1.NodeFrame.hello:type_name -> aval.wire.v1.Hello
 	8,  // 3: aval.wire.v1.NodeFrame.ack:type_name -> aval.wire.v1.Ack
 	9,  // 4: aval.wire.v1.NodeFrame.issue:type_name -> aval.wire.v1.IssueBatch
@@ -5822,7 +6138,7 @@ var file_aval_proto_depIdxs = []int32{
 	25, // 14: aval.wire.v1.ServerFrame.goodbye:type_name -> aval.wire.v1.Goodbye
 	14, // 15: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
 	0,  // 16: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
-	71, // 17: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
+	76, // 17: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
 	0,  // 18: aval.wire.v1.Delta.position:type_name -> aval.wire.v1.Position
 	16, // 19: aval.wire.v1.Delta.upserts:type_name -> aval.wire.v1.Resource
 	17, // 20: aval.wire.v1.Delta.deletes:type_name -> aval.wire.v1.ResourceKey
@@ -5834,85 +6150,91 @@ var file_aval_proto_depIdxs = []int32{
 	0,  // 26: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
 	14, // 27: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
 	18, // 28: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
-	72, // 29: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	77, // 29: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
 	16, // 30: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
-	73, // 31: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
+	78, // 31: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
 	30, // 32: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
-	74, // 33: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	79, // 33: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
 	0,  // 34: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
-	35, // 35: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
-	0,  // 36: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
-	17, // 37: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
-	0,  // 38: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
-	17, // 39: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
-	35, // 40: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
-	0,  // 41: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
-	75, // 42: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
-	44, // 43: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
-	76, // 44: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
-	0,  // 45: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
-	45, // 46: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
-	44, // 47: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
-	0,  // 48: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
-	54, // 49: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
-	55, // 50: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
-	58, // 51: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
-	60, // 52: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
-	59, // 53: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
-	61, // 54: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
-	64, // 55: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
-	67, // 56: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
-	3,  // 57: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 58: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 59: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 60: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 61: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,  // 62: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	1,  // 63: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
-	4,  // 64: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
-	6,  // 65: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
-	26, // 66: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
-	11, // 67: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
-	28, // 68: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
-	31, // 69: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
-	33, // 70: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
-	36, // 71: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
-	38, // 72: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
-	40, // 73: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
-	42, // 74: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
-	46, // 75: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
-	48, // 76: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
-	50, // 77: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
-	52, // 78: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
-	56, // 79: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
-	62, // 80: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
-	65, // 81: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
-	68, // 82: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
-	2,  // 83: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
-	5,  // 84: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
-	12, // 85: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
-	27, // 86: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
-	22, // 87: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
-	29, // 88: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
-	32, // 89: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
-	34, // 90: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
-	37, // 91: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
-	39, // 92: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
-	41, // 93: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
-	43, // 94: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
-	47, // 95: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
-	49, // 96: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
-	51, // 97: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
-	53, // 98: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
-	57, // 99: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
-	63, // 100: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
-	66, // 101: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
-	69, // 102: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
-	83, // [83:103] is the sub-list for method output_type
-	63, // [63:83] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	59, // 35: aval.wire.v1.ImportIntermediateResponse.intermediate:type_name -> aval.wire.v1.AuthorityState
+	40, // 36: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
+	0,  // 37: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
+	17, // 38: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
+	0,  // 39: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
+	17, // 40: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
+	40, // 41: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
+	0,  // 42: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
+	80, // 43: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
+	49, // 44: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
+	81, // 45: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
+	0,  // 46: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
+	50, // 47: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
+	49, // 48: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
+	0,  // 49: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
+	59, // 50: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
+	60, // 51: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
+	37, // 52: aval.wire.v1.ServerStatusResponse.upstream:type_name -> aval.wire.v1.UpstreamState
+	63, // 53: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
+	65, // 54: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
+	64, // 55: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
+	66, // 56: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
+	69, // 57: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
+	72, // 58: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
+	3,  // 59: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 60: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 61: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 62: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 63: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,  // 64: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	1,  // 65: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
+	4,  // 66: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
+	6,  // 67: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
+	26, // 68: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
+	11, // 69: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
+	28, // 70: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
+	31, // 71: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
+	38, // 72: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
+	41, // 73: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
+	43, // 74: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
+	45, // 75: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
+	47, // 76: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
+	51, // 77: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
+	53, // 78: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
+	55, // 79: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
+	57, // 80: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
+	61, // 81: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
+	33, // 82: aval.wire.v1.Admin.RequestIntermediate:input_type -> aval.wire.v1.RequestIntermediateRequest
+	35, // 83: aval.wire.v1.Admin.ImportIntermediate:input_type -> aval.wire.v1.ImportIntermediateRequest
+	67, // 84: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
+	70, // 85: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
+	73, // 86: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
+	2,  // 87: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
+	5,  // 88: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
+	12, // 89: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
+	27, // 90: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
+	22, // 91: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
+	29, // 92: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
+	32, // 93: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
+	39, // 94: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
+	42, // 95: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
+	44, // 96: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
+	46, // 97: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
+	48, // 98: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
+	52, // 99: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
+	54, // 100: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
+	56, // 101: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
+	58, // 102: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
+	62, // 103: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
+	34, // 104: aval.wire.v1.Admin.RequestIntermediate:output_type -> aval.wire.v1.RequestIntermediateResponse
+	36, // 105: aval.wire.v1.Admin.ImportIntermediate:output_type -> aval.wire.v1.ImportIntermediateResponse
+	68, // 106: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
+	71, // 107: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
+	74, // 108: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
+	87, // [87:109] is the sub-list for method output_type
+	65, // [65:87] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_aval_proto_init() }
@@ -5940,7 +6262,7 @@ func file_aval_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aval_proto_rawDesc), len(file_aval_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   77,
+			NumMessages:   82,
 			NumExtensions: 0,
 			NumServices:   5,
 		},
