@@ -191,21 +191,32 @@ func (s *Server) loadImport() (*imported, error) {
 	if err != nil {
 		return nil, fmt.Errorf("import: %w", err)
 	}
-	i := &imported{}
-	if b, rest := pem.Decode(text); b != nil && b.Type == "PRIVATE KEY" {
-		if i.key, err = identity.DecodeKey(text); err != nil {
-			return nil, fmt.Errorf("import %s: %w", path, err)
-		}
-		text = rest
-	}
-	certs, err := identity.DecodeCertificates(text)
+	i, err := parseImport(text)
 	if err != nil {
 		return nil, fmt.Errorf("import %s: %w", path, err)
 	}
-	if last := certs[len(certs)-1]; last.CheckSignatureFrom(last) == nil {
-		i.root, certs = last, certs[:len(certs)-1]
+	return i, nil
+}
+
+// parseImport reads a key, if there is one, the chain, and the root, if there
+// is one.
+func parseImport(text []byte) (_ *imported, err error) {
+	i := &imported{}
+	if b, rest := pem.Decode(text); b != nil && b.Type == "PRIVATE KEY" {
+		if i.key, err = identity.DecodeKey(text); err != nil {
+			return nil, err
+		}
+		text = rest
 	}
-	i.chain = certs
+	if i.chain, err = identity.DecodeCertificates(text); err != nil {
+		return nil, err
+	}
+	if last := i.chain[len(i.chain)-1]; last.CheckSignatureFrom(last) == nil {
+		i.root, i.chain = last, i.chain[:len(i.chain)-1]
+	}
+	if (i.key == nil) != (len(i.chain) == 0) {
+		return nil, errors.New("an intermediate and its key are not both there")
+	}
 	return i, nil
 }
 
@@ -253,7 +264,8 @@ func (s *Server) importLive(ctx context.Context, certs []*x509.Certificate, acto
 	}
 	a, err := s.adoptImport(ctx, pinned, i, actor, true, now)
 	if err != nil {
-		return nil, err
+		// The operator hears that it failed, so that no later start may take it.
+		return nil, errors.Join(err, os.Remove(s.importPath()))
 	}
 	s.activate(a, now)
 	return a, nil

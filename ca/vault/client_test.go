@@ -14,6 +14,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"io"
+	"maps"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -78,9 +79,7 @@ func kubernetesRole(t *testing.T, v *vaulttest.Server, policies map[string]any) 
 	v.Write(t, "auth/kubernetes/config", map[string]any{"kubernetes_host": review.URL, "disable_local_ca_jwt": true,
 		"kubernetes_ca_cert": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: review.Certificate().Raw}))})
 	body := map[string]any{"bound_service_account_names": "aval-server", "bound_service_account_namespaces": "aval-system", "audience": "vault"}
-	for k, value := range policies {
-		body[k] = value
-	}
+	maps.Copy(body, policies)
 	v.Write(t, "auth/kubernetes/role/aval", body)
 	return Auth{Method: MethodKubernetes, Role: "aval", JWT: secretFile(t, signJWT(t, newKey(), map[string]any{
 		"iss": "kubernetes/serviceaccount", "sub": "system:serviceaccount:aval-system:aval-server", "aud": []string{"vault"},
@@ -94,9 +93,7 @@ func jwtRole(t *testing.T, v *vaulttest.Server, policies map[string]any) Auth {
 	v.Enable(t, "jwt", "jwt")
 	v.Write(t, "auth/jwt/config", map[string]any{"jwt_validation_pubkeys": string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki}))})
 	body := map[string]any{"role_type": "jwt", "bound_audiences": "vault", "bound_subject": "aval", "user_claim": "sub"}
-	for k, value := range policies {
-		body[k] = value
-	}
+	maps.Copy(body, policies)
 	v.Write(t, "auth/jwt/role/aval", body)
 	return Auth{Method: MethodJWT, Role: "aval", JWT: secretFile(t, signJWT(t, key, map[string]any{"sub": "aval", "aud": "vault"}))}
 }
@@ -124,9 +121,7 @@ func clientCertificate(t *testing.T, v *vaulttest.Server, policies map[string]an
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	v.Enable(t, "cert", "cert")
 	body := map[string]any{"certificate": string(text), "allowed_common_names": "aval"}
-	for k, value := range policies {
-		body[k] = value
-	}
+	maps.Copy(body, policies)
 	v.Write(t, "auth/cert/certs/aval", body)
 	dir := t.TempDir()
 	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")

@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -84,9 +85,7 @@ func appRole(t testing.TB, v *vaulttest.Server, settings map[string]any) Auth {
 	t.Helper()
 	v.Enable(t, "approle", "approle")
 	body := map[string]any{"token_policies": "aval-pki,aval-transit", "token_no_default_policy": true, "token_ttl": "1h"}
-	for k, value := range settings {
-		body[k] = value
-	}
+	maps.Copy(body, settings)
 	v.Write(t, "auth/approle/role/aval", body)
 	id := must(v.Client(t, v.Token).Logical().Read("auth/approle/role/aval/role-id"))
 	secret := v.Write(t, "auth/approle/role/aval/secret-id", nil)

@@ -162,7 +162,7 @@ func TestVaultThatDoesNotAnswerIsAway(t *testing.T) {
 		"502": {status(502), "status 502"},
 		"429": {status(429), "status 429"},
 		"redirect": {func(w http.ResponseWriter, r *http.Request) bool {
-			http.Redirect(w, r, "https://127.0.0.1:1/x", 307)
+			http.Redirect(w, r, "https://127.0.0.1:1/x", http.StatusTemporaryRedirect)
 			return true
 		}, "sign the intermediate"},
 		"cut": {func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) }, "EOF"},
