@@ -68,7 +68,7 @@ func cpu(b *testing.B) time.Duration {
 // of 1, and as a ratio to the floor: parse a CSR, check its signature, sign
 // with x509.CreateCertificate. Rounds are interleaved, medians are reported.
 func BenchmarkIssue(b *testing.B) {
-	s := startServer(b)
+	s := startServer(b, nil)
 	floor := newFloor(b)
 	samples := map[string][]float64{}
 	took := map[string][]float64{}
@@ -155,7 +155,8 @@ type benchServer struct {
 	out *bufio.Scanner
 }
 
-func startServer(b *testing.B) *benchServer {
+// startServer starts a server, with what change makes of its configuration.
+func startServer(b *testing.B, change func(*server.Config)) *benchServer {
 	b.Helper()
 	dir, err := os.MkdirTemp("", "aval")
 	if err != nil {
@@ -165,7 +166,11 @@ func startServer(b *testing.B) *benchServer {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s, err := server.New(server.Config{TrustDomain: td, DataDir: filepath.Join(dir, "data"), Listen: "127.0.0.1:0", AuthorityReserve: -1})
+	cfg := server.Config{TrustDomain: td, DataDir: filepath.Join(dir, "data"), Listen: "127.0.0.1:0", AuthorityReserve: -1}
+	if change != nil {
+		change(&cfg)
+	}
+	s, err := server.New(cfg)
 	if err != nil {
 		b.Fatal(err)
 	}

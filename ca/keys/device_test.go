@@ -3,7 +3,6 @@
 package keys
 
 import (
-	"context"
 	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -12,13 +11,12 @@ import (
 	"math/big"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/aval-id/aval/ca/keys/keystest"
 	"github.com/aval-id/aval/identity"
-	"github.com/aval-id/aval/rotation"
 )
 
 func certify(random io.Reader, key crypto.Signer) (*x509.Certificate, error) {
@@ -32,43 +30,6 @@ func certify(random io.Reader, key crypto.Signer) (*x509.Certificate, error) {
 		return nil, err
 	}
 	return x509.ParseCertificate(der)
-}
-
-// swtpm starts a TPM in software and returns its socket, which may be used
-// for one client at a time.
-func swtpm(t *testing.T) string {
-	t.Helper()
-	path, err := exec.LookPath("swtpm")
-	if err != nil {
-		t.Skip("swtpm is not installed: run .ci/setup")
-	}
-	dir, err := os.MkdirTemp("", "aval-tpm") // short: a socket's path has 108 bytes
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	ctx, stop := context.WithCancel(context.Background())
-	socket := filepath.Join(dir, "sock")
-	cmd := exec.CommandContext(ctx, path, "socket", "--tpm2", "--tpmstate", "dir="+dir,
-		"--ctrl", "type=unixio,path="+filepath.Join(dir, "ctrl"), "--server", "type=unixio,path="+socket,
-		"--flags", "not-need-init,startup-clear")
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { stop(); cmd.Wait() })
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		if _, err := os.Stat(socket); err == nil {
-			return socket
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("swtpm did not come up")
-		}
-		if !rotation.Pause(t.Context(), 10*time.Millisecond) {
-			t.Fatal("the test ended")
-		}
-	}
 }
 
 // deviceHolds proves what every device must do: keys are made once, come back
@@ -103,7 +64,7 @@ func deviceHolds(t *testing.T, uri func(name string) string, types ...identity.K
 }
 
 func TestTPMHoldsTheKey(t *testing.T) {
-	socket := swtpm(t)
+	socket, _ := keystest.TPM(t)
 	dir := filepath.Join(t.TempDir(), "tpm")
 	deviceHolds(t, func(name string) string {
 		return "tpmkms:name=" + name + ";device=" + socket + ";storage-directory=" + dir

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/aval-id/aval/ca/keys/keystest"
 	"github.com/aval-id/aval/identity"
 )
 
@@ -22,19 +23,8 @@ func same(a, b crypto.Signer) bool {
 	return a.Public().(interface{ Equal(crypto.PublicKey) bool }).Equal(b.Public())
 }
 
-// secretFile writes a secret that its owner alone may read.
-func secretFile(t *testing.T, text string) string {
-	t.Helper()
-	dir := t.TempDir()
-	path := filepath.Join(dir, "secret")
-	if err := errors.Join(os.Chmod(dir, 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
 func TestKeyIsMadeOnceForItsOwnerAlone(t *testing.T) {
-	for _, kind := range identity.KeyTypes() {
+	for _, kind := range []identity.KeyType{identity.P256, identity.P384, identity.Ed25519, identity.RSA2048} {
 		path := filepath.Join(t.TempDir(), "root.key")
 		uri := FileURI(path)
 		if _, err := Open(t.Context(), uri); !errors.Is(err, ErrNotFound) {
@@ -91,13 +81,13 @@ func TestEncryptedKeyOpensWithItsPassphraseAlone(t *testing.T) {
 	if !strings.HasPrefix(string(text), "-----BEGIN ENCRYPTED PRIVATE KEY-----") {
 		t.Fatal("the key lies there as it is")
 	}
-	for _, source := range []string{"credential:root", "env:AVAL_TEST_PASSPHRASE", "file:" + secretFile(t, canary+"\n"), secretFile(t, canary)} {
+	for _, source := range []string{"credential:root", "env:AVAL_TEST_PASSPHRASE", "file:" + keystest.SecretFile(t, canary+"\n"), keystest.SecretFile(t, canary)} {
 		key, err := Open(t.Context(), with(source))
 		if err != nil || !same(made, key) {
 			t.Errorf("%s: %v", source, err)
 		}
 	}
-	wrong := secretFile(t, "not-"+canary)
+	wrong := keystest.SecretFile(t, "not-"+canary)
 	for uri, want := range map[string]string{
 		FileURI(path):                  "passphrase-source=",
 		with("file:" + wrong):          "does not open",
@@ -117,7 +107,7 @@ func TestEncryptedKeyIsOpenedByOpenSSL(t *testing.T) {
 	if err != nil {
 		t.Skip("openssl is not installed: run .ci/setup")
 	}
-	passphrase := secretFile(t, canary)
+	passphrase := keystest.SecretFile(t, canary)
 	path := filepath.Join(t.TempDir(), "root.key")
 	if _, _, err := OpenOrCreate(t.Context(), FileURI(path)+";passphrase-source=file:"+passphrase, identity.P384); err != nil {
 		t.Fatal(err)
@@ -147,7 +137,7 @@ func TestEncryptedKeyIsOpenedByOpenSSL(t *testing.T) {
 
 func TestShortPassphraseMakesNoKey(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "root.key")
-	_, _, err := OpenOrCreate(t.Context(), FileURI(path)+";passphrase-source=file:"+secretFile(t, "short"), "")
+	_, _, err := OpenOrCreate(t.Context(), FileURI(path)+";passphrase-source=file:"+keystest.SecretFile(t, "short"), "")
 	if err == nil || !strings.Contains(err.Error(), "at least 12") {
 		t.Fatal(err)
 	}
