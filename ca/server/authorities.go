@@ -286,7 +286,11 @@ func (s *Server) makeIntermediate(ctx context.Context, rootCert *x509.Certificat
 	if err != nil {
 		return nil, err
 	}
-	return a, s.storeIntermediate(a, key)
+	if err := s.storeIntermediate(a, key); err != nil {
+		return nil, err
+	}
+	s.upstream.succeeded(now)
+	return a, nil
 }
 
 func (s *Server) storeIntermediate(a *ca.Authority, key crypto.Signer) error {

@@ -222,7 +222,6 @@ func (k *issuerKeeper) Renew(ctx context.Context, now time.Time) time.Time {
 			"not_after", t.intermediate.Certificate().NotAfter, "retry_at", next)
 		return next
 	}
-	s.upstream.succeeded(now)
 	return s.activate(a, now)
 }
 

@@ -26,10 +26,10 @@ type Error struct {
 // Error says what was asked, of whom, and what came back.
 func (e *Error) Error() string {
 	hint := ""
-	switch e.Code {
-	case http.StatusServiceUnavailable:
+	switch {
+	case e.Code == http.StatusServiceUnavailable && !strings.Contains(e.text, "sealed"):
 		hint = " (sealed, or no server is active)"
-	case http.StatusForbidden:
+	case e.Code == http.StatusForbidden:
 		hint = " (the token is lost, or its policy lacks this path: see deploy/vault)"
 	}
 	return fmt.Sprintf("vault %s: %s: status %d: %s%s", e.address, e.act, e.Code, e.text, hint)
