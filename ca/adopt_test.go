@@ -211,3 +211,47 @@ func TestPathLengthsAreCheckedForTheirUse(t *testing.T) {
 		t.Errorf("%v %v", d, err)
 	}
 }
+
+func TestSignatureThatDoesNotVerifyLeavesNobody(t *testing.T) {
+	now := time.Now()
+	h := newHouse(t, now, 100*time.Hour)
+	h.key = newKey(t) // a key that went wrong in memory
+	for every, refused := range map[int]bool{0: false, 1: true} {
+		h.profiles.VerifyEvery = every
+		before := len(h.memory.events)
+		_, err := h.issue(t, now, workload(t, 0), newKey(t))
+		if (err != nil) != refused || refused && (!strings.Contains(err.Error(), "does not verify") || len(h.memory.events) != before) {
+			t.Errorf("verified every %d: %v", every, err)
+		}
+	}
+	// Those of authorities are verified whatever is set.
+	h.root.key = newKey(t)
+	d, err := h.root.DraftIntermediate(now, newKey(t), time.Hour, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.issuer.Release(t.Context(), h.root, []*Draft{d}); err == nil {
+		t.Error("an intermediate with a signature of another key was released")
+	}
+}
+
+func TestWeakKeysMakeNoAuthority(t *testing.T) {
+	now := time.Now()
+	h := newHouse(t, now, 100*time.Hour)
+	weak, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p521, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []crypto.Signer{weak, p521} {
+		if _, err := DraftRoot(domain, key, now, time.Hour); err == nil {
+			t.Errorf("a root of a %T was drafted", key)
+		}
+		if _, err := h.root.DraftIntermediate(now, key, time.Hour, false); err == nil {
+			t.Errorf("an intermediate of a %T was drafted", key)
+		}
+	}
+}

@@ -218,6 +218,9 @@ func draftAuthority(a *Authority, template *x509.Certificate, pub crypto.PublicK
 // serial number are its own, so that no two authorities are confused while a
 // chain is built (RFC 5280 §4.2.1.1).
 func authorityTemplate(td identity.TrustDomain, name string, pub crypto.PublicKey, now, end time.Time) (*x509.Certificate, [32]byte, error) {
+	if _, err := identity.KeyTypeOf(pub); err != nil {
+		return nil, [32]byte{}, fmt.Errorf("public key of %s: %w", name, err)
+	}
 	spki, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
 		return nil, [32]byte{}, fmt.Errorf("public key of %s: %w", name, err)

@@ -346,9 +346,10 @@ func (s *Server) withServerSVID(ctx context.Context, t *trust, now time.Time) (*
 func (s *Server) profiles() ca.Profiles {
 	c := s.cfg
 	return ca.Profiles{
-		Workload: ca.Profile{Default: c.DefaultTTL, Min: c.MinTTL, Max: c.MaxTTL},
-		Node:     ca.Profile{Default: c.NodeTTL, Min: min(c.NodeTTL, time.Second), Max: c.NodeTTL},
-		Server:   ca.Profile{Default: c.ServerTTL, Min: min(c.ServerTTL, time.Second), Max: c.ServerTTL},
+		VerifyEvery: c.VerifyLeaves,
+		Workload:    ca.Profile{Default: c.DefaultTTL, Min: c.MinTTL, Max: c.MaxTTL},
+		Node:        ca.Profile{Default: c.NodeTTL, Min: min(c.NodeTTL, time.Second), Max: c.NodeTTL},
+		Server:      ca.Profile{Default: c.ServerTTL, Min: min(c.ServerTTL, time.Second), Max: c.ServerTTL},
 	}
 }
 

@@ -31,6 +31,7 @@ const (
 	DefaultConnectionsQuota = 4 << 30
 	DefaultDrainTimeout     = 5 * time.Second
 	DefaultSigningTimeout   = 30 * time.Second
+	DefaultVerifyLeaves     = 100
 )
 
 // Config is what a server is made of. Zero values mean the documented
@@ -91,6 +92,11 @@ type Config struct {
 	// RootTTL is the lifetime of a root made by this server, zero means
 	// DefaultRootTTL.
 	RootTTL time.Duration
+
+	// VerifyLeaves is of how many leaves one, picked at random, has its
+	// signature verified before it leaves: 1 means each. Zero means
+	// DefaultVerifyLeaves, negative none.
+	VerifyLeaves int
 
 	// RootNamespace is where policies for all namespaces live. Zero means the
 	// evaluator's default.
@@ -193,6 +199,12 @@ func (c Config) withDurations() (Config, error) {
 	setDuration(&c.LockTimeout, DefaultLockTimeout)
 	setDuration(&c.DrainTimeout, DefaultDrainTimeout)
 	setDuration(&c.SigningTimeout, DefaultSigningTimeout)
+	switch {
+	case c.VerifyLeaves == 0:
+		c.VerifyLeaves = DefaultVerifyLeaves
+	case c.VerifyLeaves < 0:
+		c.VerifyLeaves = 0
+	}
 	if c.MaxConnections == 0 {
 		c.MaxConnections = DefaultMaxConnections
 	}

@@ -42,6 +42,7 @@ type serverSettings struct {
 	ServerTTL       time.Duration `json:"serverTTL" flag:"server-ttl" usage:"lifetime of the server's own SVID (default 24h)"`
 	IntermediateTTL time.Duration `json:"intermediateTTL" flag:"intermediate-ttl" usage:"lifetime of the server's signing certificate (default 168h)"`
 	RootTTL         time.Duration `json:"rootTTL" flag:"root-ttl" usage:"lifetime of a root made at the first start (default 87600h)"`
+	VerifyLeaves    int           `json:"verifyLeaves" flag:"verify-leaves" usage:"one of this many leaves, picked at random, has its signature verified before it leaves; 1 means each (default 100, negative: none)"`
 
 	AuthorityReserve int64         `json:"authorityReserve" flag:"authority-reserve" usage:"bytes of disk held for administrative records (default 16 MiB, negative: none)"`
 	ConnectionsQuota int64         `json:"connectionsQuota" flag:"connections-quota" usage:"bytes that the connections log may take (default 4 GiB, negative: unlimited)"`
@@ -125,7 +126,7 @@ func (s *serverSettings) config(log *slog.Logger) (server.Config, error) {
 		AdminSocket: s.AdminSocket, AdminGroup: s.AdminGroup, RootKey: s.RootKey,
 		RootKeyType: identity.KeyType(s.RootKeyType), IssuerKeyType: identity.KeyType(s.IssuerKeyType),
 		MinTTL: s.MinTTL, DefaultTTL: s.DefaultTTL, MaxTTL: s.MaxTTL, NodeTTL: s.NodeTTL,
-		ServerTTL: s.ServerTTL, IntermediateTTL: s.IntermediateTTL, RootTTL: s.RootTTL,
+		ServerTTL: s.ServerTTL, IntermediateTTL: s.IntermediateTTL, RootTTL: s.RootTTL, VerifyLeaves: s.VerifyLeaves,
 		RootNamespace: s.RootNamespace, DefaultDeny: deny,
 		AuthorityReserve: s.AuthorityReserve, ConnectionsQuota: s.ConnectionsQuota,
 		MaxConnections: s.MaxConnections, HandshakeTimeout: s.HandshakeTimeout, DrainTimeout: s.DrainTimeout,
