@@ -1,3 +1,5 @@
+// This file says that every home is built in.
+
 //go:build full
 
 package keys

@@ -7,7 +7,6 @@ package keys
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"go.step.sm/crypto/kms/apiv1"
@@ -26,15 +25,13 @@ func pkcs11Home(l location) (home, error) {
 		connect: func(ctx context.Context) (apiv1.KeyManager, error) {
 			opts := apiv1.Options{URI: l.text("pin-source", "id", "object")}
 			if !pin.IsZero() {
-				if opts.Pin, err = pin.Read(); err != nil {
+				text, err := pin.Read()
+				if err != nil {
 					return nil, fmt.Errorf("PIN: %w", err)
 				}
+				opts.Pin = text
 			}
-			m, err := pkcs11.New(ctx, opts)
-			if err != nil {
-				return nil, fmt.Errorf("open the token: %w", errors.Unwrap(err))
-			}
-			return m, nil
+			return pkcs11.New(ctx, opts)
 		},
 		made:  func() error { return nil },
 		types: []identity.KeyType{identity.P256, identity.P384, identity.RSA2048, identity.RSA3072, identity.RSA4096},

@@ -1,3 +1,5 @@
+// This file says that only what needs neither cgo nor SDKs is built in.
+
 //go:build !full
 
 package keys

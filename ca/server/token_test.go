@@ -1,3 +1,5 @@
+// This file holds the test of a server whose root is in a PKCS#11 token.
+
 //go:build full && cgo
 
 package server

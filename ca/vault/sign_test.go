@@ -1,3 +1,5 @@
+// This file holds what signs the JWTs of the tests.
+
 package vault
 
 import (

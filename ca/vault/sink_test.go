@@ -1,3 +1,5 @@
+// This file holds a Recorder for tests that look at certificates alone.
+
 package vault
 
 import (
