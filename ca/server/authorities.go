@@ -128,6 +128,9 @@ func (s *Server) establish(ctx context.Context, now time.Time) error {
 		return err
 	}
 	t.setIntermediate(found, now)
+	if err := s.forgetSpentRequest(found); err != nil {
+		return err
+	}
 	if t, err = s.withServerSVID(ctx, t, now); err != nil {
 		return err
 	}

@@ -247,6 +247,25 @@ func (s *Server) adoptImport(ctx context.Context, rootCert *x509.Certificate, i 
 	return a, nil
 }
 
+// forgetSpentRequest removes a request's key that is in force already, which a
+// crash left: the next request has a key of its own.
+func (s *Server) forgetSpentRequest(a *ca.Authority) error {
+	key, err := readKey(s.requestPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("request of an intermediate: %w", err)
+	}
+	if pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(a.Certificate().PublicKey) {
+		return nil
+	}
+	if err := os.Remove(s.requestPath()); err != nil {
+		return fmt.Errorf("request of an intermediate: %w", err)
+	}
+	return nil
+}
+
 // importLive takes an import into a running server.
 func (s *Server) importLive(ctx context.Context, certs []*x509.Certificate, actor string, now time.Time) (*ca.Authority, error) {
 	s.importing.Lock()

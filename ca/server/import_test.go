@@ -95,8 +95,10 @@ func TestImportComesIntoForceWholeAfterACrashAtAnyStep(t *testing.T) {
 		}
 		verifies(t, rawChain(r.Credentials().SVID), must(identity.NewBundle(testDomain, []*x509.Certificate{root.cert})))
 		r.stop()
-		if _, err := os.Stat(filepath.Join(keysPath, importFile)); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s: the staging is still there", name)
+		for _, file := range []string{importFile, requestFile} {
+			if _, err := os.Stat(filepath.Join(keysPath, file)); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s: %s is still there", name, file)
+			}
 		}
 	}
 }
