@@ -41,7 +41,7 @@ func BenchmarkIssueByRoot(b *testing.B) {
 	}
 	roots := map[string]*benchServer{
 		"file":     startServer(b, nil),
-		"vault":    startServer(b, func(c *server.Config) { c.OpenRootKey = transit.Open }),
+		"vault":    startServer(b, func(c *server.Config) { c.RootKeyHome = transit }),
 		"verified": startServer(b, func(c *server.Config) { c.VerifyLeaves = 1 }),
 	}
 	samples, took := map[string][]float64{}, map[string][]float64{}

@@ -4,7 +4,6 @@
 package server
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -63,12 +62,11 @@ type Config struct {
 	// RootKey is the root's key as a KMS URI (package keys). Zero means
 	// DataDir/keys/root.key.
 	RootKey string
-	// OpenRootKey, where set, opens the root's key in place of RootKey. It is
-	// called for each signature, and an error that wraps keys.ErrAway stops
-	// nothing while an intermediate is live.
-	OpenRootKey func(context.Context) (*keys.Key, error)
+	// RootKeyHome, where set, is where the root's key lives in place of
+	// RootKey.
+	RootKeyHome RootKeyHome
 	// Upstream, where set, signs this server's intermediates, and the server
-	// has no root key: RootKey and OpenRootKey are then refused.
+	// has no root key: RootKey and RootKeyHome are then refused.
 	Upstream Upstream
 	// SigningTimeout bounds the signing of one intermediate, zero means
 	// DefaultSigningTimeout.
@@ -166,10 +164,10 @@ func (c Config) withDefaults() (Config, error) {
 
 // checkSigner checks who signs the intermediates, and with what kinds of key.
 func (c *Config) checkSigner() error {
-	if c.Upstream != nil && (c.RootKey != "" || c.OpenRootKey != nil) {
+	if c.Upstream != nil && (c.RootKey != "" || c.RootKeyHome != nil) {
 		return fmt.Errorf("the intermediate is signed by %s, and a root key is set: one of them only", c.Upstream)
 	}
-	if c.RootKey != "" && c.OpenRootKey != nil {
+	if c.RootKey != "" && c.RootKeyHome != nil {
 		return fmt.Errorf("the root's key is at two places: one of them only")
 	}
 	if c.RootKey != "" {

@@ -212,6 +212,19 @@ func (s slowSigner) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts
 	return s.Signer.Sign(random, digest, opts)
 }
 
+// slowHome is where a slow signer lives; it says when it is opened.
+type slowHome struct {
+	slowSigner
+	opened chan struct{}
+}
+
+func (h slowHome) Open(context.Context) (*keys.Key, error) {
+	h.opened <- struct{}{}
+	return keys.NewKey(h.slowSigner, nil), nil
+}
+
+func (slowHome) String() string { return "slow home" }
+
 func TestSlowRootKeyIsOnNoLeafsPath(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(shortDir(t))
@@ -219,10 +232,7 @@ func TestSlowRootKeyIsOnNoLeafsPath(t *testing.T) {
 	key := newKey()
 	var gate atomic.Pointer[chan struct{}]
 	waiting := make(chan struct{}, 16)
-	cfg.OpenRootKey = func(context.Context) (*keys.Key, error) {
-		waiting <- struct{}{}
-		return keys.NewKey(slowSigner{key, &gate}, nil), nil
-	}
+	cfg.RootKeyHome = slowHome{slowSigner{key, &gate}, waiting}
 	r := start(t, cfg)
 	n := r.join(t, "one", nil)
 	r.apply(t, registration("shop", "web", "/web", ""))

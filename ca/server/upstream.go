@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,6 +35,15 @@ type Upstream interface {
 	// hash. It is asked at the first start alone; from then on the data
 	// directory holds the root.
 	Root(ctx context.Context) (*x509.Certificate, error)
+	// String names it for operators, without secrets.
+	String() string
+}
+
+// RootKeyHome is where the own root's key lives, other than behind a KMS URI.
+type RootKeyHome interface {
+	// Open opens the key for one signature within ctx. An error that wraps
+	// keys.ErrAway stops nothing while an intermediate is live.
+	Open(ctx context.Context) (*keys.Key, error)
 	// String names it for operators, without secrets.
 	String() string
 }
@@ -90,10 +100,14 @@ func (u *upstreamState) failed(now time.Time, err error) time.Time {
 
 // upstreamName names who signs, for operators.
 func (s *Server) upstreamName() string {
-	if s.cfg.Upstream != nil {
+	switch {
+	case s.cfg.Upstream != nil:
 		return s.cfg.Upstream.String()
+	case s.cfg.RootKeyHome != nil:
+		return "own root, " + s.cfg.RootKeyHome.String()
 	}
-	return "own root"
+	scheme, _, _ := strings.Cut(s.rootKeyURI(), ":")
+	return "own root, " + scheme
 }
 
 // rootKeyURI is where the own root's key lives.
@@ -108,8 +122,8 @@ func (s *Server) rootKeyURI() string {
 // yet. The caller closes it.
 func (s *Server) openRootKey(ctx context.Context, create bool) (*keys.Key, error) {
 	switch {
-	case s.cfg.OpenRootKey != nil:
-		return s.cfg.OpenRootKey(ctx)
+	case s.cfg.RootKeyHome != nil:
+		return s.cfg.RootKeyHome.Open(ctx)
 	case create:
 		key, _, err := keys.OpenOrCreate(ctx, s.rootKeyURI(), s.cfg.RootKeyType)
 		return key, err

@@ -199,7 +199,7 @@ func TestRootOfATransitKeySigns(t *testing.T) {
 	v.Mount(t, "transit", "transit")
 	v.Write(t, "transit/keys/aval-root", map[string]any{"type": "rsa-2048"})
 	transit := must(NewTransit(connect(t, v, appRole(t, v, nil)), TransitConfig{Key: "aval-root"}))
-	cfg := server.Config{DataDir: filepath.Join(t.TempDir(), "data"), OpenRootKey: transit.Open,
+	cfg := server.Config{DataDir: filepath.Join(t.TempDir(), "data"), RootKeyHome: transit,
 		MinTTL: time.Second, ServerTTL: 2 * time.Second, IntermediateTTL: 8 * time.Second}
 	r := startServer(t, cfg)
 	first := r.issuer()

@@ -91,12 +91,8 @@ func (u *upstreamSettings) join(cfg *server.Config, log *slog.Logger) (*vault.Cl
 	if v.Issuer != "" || v.RootFile != "" || v.RootHash != "" {
 		return nil, errors.New("--vault-issuer, --vault-root-file and --vault-root-hash are of vault-pki, and --upstream is vault-transit")
 	}
-	transit, err := vault.NewTransit(client, vault.TransitConfig{Mount: v.Mount, Key: v.Key, Version: v.Version})
-	if err != nil {
-		return nil, err
-	}
-	cfg.OpenRootKey = transit.Open
-	return client, nil
+	cfg.RootKeyHome, err = vault.NewTransit(client, vault.TransitConfig{Mount: v.Mount, Key: v.Key, Version: v.Version})
+	return client, err
 }
 
 func (v vaultSettings) client(log *slog.Logger) (*vault.Client, error) {
