@@ -7,13 +7,16 @@ LDFLAGS  = -s -w -X main.version=$(VERSION)
 TOOLS    = bin/tools
 GOFILES  = $(shell git ls-files -co --exclude-standard '*.go')
 
-.PHONY: build demo test check bench fuzz generate setup clean help
+.PHONY: build build-full demo test check bench fuzz generate setup clean help
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 build: ## bin/aval, static
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/aval ./cmd/aval
+
+build-full: ## bin/aval with PKCS#11 (cgo, not static) and the SDKs of AWS, Google and Azure
+	CGO_ENABLED=1 $(GO) build -tags full -trimpath -ldflags '$(LDFLAGS)' -o bin/aval ./cmd/aval
 
 demo: build ## the main job, end to end, narrated; Ctrl-C ends it
 	bin/aval demo

@@ -55,6 +55,9 @@ func NewAuthority(td identity.TrustDomain, chain []*x509.Certificate, root *x509
 	if err := checkOwn(a.cert, td, key, now); err != nil {
 		return nil, err
 	}
+	if len(a.cert.URIs) != 1 {
+		return nil, fmt.Errorf("authority certificate names no trust domain")
+	}
 	roots, inters := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(root)
 	for i, c := range chain {
@@ -88,8 +91,6 @@ func checkOwn(cert *x509.Certificate, td identity.TrustDomain, key crypto.Signer
 	}
 	pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
 	switch {
-	case len(cert.URIs) != 1:
-		return fmt.Errorf("authority certificate names no trust domain")
 	case !ok || !pub.Equal(cert.PublicKey):
 		return fmt.Errorf("authority certificate %x is not of this private key", cert.SubjectKeyId)
 	case now.Before(cert.NotBefore):
@@ -190,8 +191,12 @@ func (a *Authority) DraftIntermediate(now time.Time, key crypto.Signer, ttl time
 	if err != nil {
 		return nil, err
 	}
-	// One more authority fits below, so that a nested server can be signed.
+	// One more authority fits below, so that a nested server can be signed,
+	// where the root leaves room for both.
 	template.MaxPathLen = 1
+	if a.cert.MaxPathLen == 1 {
+		template.MaxPathLen, template.MaxPathLenZero = 0, true
+	}
 	kind := audit.KindAuthorityCreated
 	if renewed {
 		kind = audit.KindAuthorityRenewed
@@ -213,6 +218,9 @@ func draftAuthority(a *Authority, template *x509.Certificate, pub crypto.PublicK
 // serial number are its own, so that no two authorities are confused while a
 // chain is built (RFC 5280 §4.2.1.1).
 func authorityTemplate(td identity.TrustDomain, name string, pub crypto.PublicKey, now, end time.Time) (*x509.Certificate, [32]byte, error) {
+	if _, err := identity.KeyTypeOf(pub); err != nil {
+		return nil, [32]byte{}, fmt.Errorf("public key of %s: %w", name, err)
+	}
 	spki, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
 		return nil, [32]byte{}, fmt.Errorf("public key of %s: %w", name, err)

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"math/rand/v2"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -82,6 +83,11 @@ func (a *Authority) sign(d *Draft) (sealed, error) {
 	}
 	if err := checkSigned(leaf, d, a.td); err != nil {
 		return sealed{}, fmt.Errorf("sign for %s: %w", d.event.SPIFFEID, err)
+	}
+	if n := a.profiles.VerifyEvery; n > 0 && rand.IntN(n) == 0 {
+		if err := a.cert.CheckSignature(leaf.SignatureAlgorithm, leaf.RawTBSCertificate, leaf.Signature); err != nil {
+			return sealed{}, fmt.Errorf("sign for %s: the signature does not verify: %w", d.event.SPIFFEID, err)
+		}
 	}
 	s := sealed{event: d.event, cert: Certificate{Leaf: leaf, IssuedAt: d.event.Time, Chain: make([][]byte, 0, 1+len(a.chain))}}
 	s.cert.Chain = append(append(s.cert.Chain, der), a.chain...)

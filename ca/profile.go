@@ -30,6 +30,10 @@ type Profile struct {
 // Profiles are the profiles of each role that an authority issues for.
 type Profiles struct {
 	Workload, Node, Server Profile
+	// VerifyEvery is of how many leaves one, picked at random, has its
+	// signature verified before anybody sees it: 1 means each, 0 none. Those
+	// of authorities, and those of keys outside of this process, always have.
+	VerifyEvery int
 }
 
 // Check reports whether ttl, or the default where it is zero, lies within the

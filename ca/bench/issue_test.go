@@ -57,7 +57,7 @@ func TestMain(m *testing.M) {
 // x509.CreateCertificate; and how many it issues a second, with the nodes on
 // the same cores. Rounds are interleaved, medians are told.
 func BenchmarkIssue(b *testing.B) {
-	s := startServer(b)
+	s := startServer(b, nil)
 	floor := newFloor(b)
 	sides := []struct {
 		what string
@@ -139,7 +139,8 @@ type benchServer struct {
 	out *bufio.Scanner
 }
 
-func startServer(b *testing.B) *benchServer {
+// startServer starts a server, with what change makes of its configuration.
+func startServer(b *testing.B, change func(*server.Config)) *benchServer {
 	b.Helper()
 	dir, err := os.MkdirTemp("", "aval")
 	if err != nil {
@@ -149,7 +150,11 @@ func startServer(b *testing.B) *benchServer {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s, err := server.New(server.Config{TrustDomain: td, DataDir: filepath.Join(dir, "data"), Listen: "127.0.0.1:0", AuthorityReserve: -1})
+	cfg := server.Config{TrustDomain: td, DataDir: filepath.Join(dir, "data"), Listen: "127.0.0.1:0", AuthorityReserve: -1}
+	if change != nil {
+		change(&cfg)
+	}
+	s, err := server.New(cfg)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -1,10 +1,10 @@
-// Package keys opens the signing keys of an authority by KMS URI and makes
-// them where they are missing. So far the one kind is a file,
-// softkms:path=FILE: PKCS#8 PEM with mode 0600 in a directory that others
-// may not enter.
+// Package keys opens the signing keys of an authority by KMS URI, and makes
+// them where they are missing: in a file, in a PKCS#11 token, in a TPM 2.0, or
+// (opened alone) in the key service of AWS, Google or Azure.
 //
-// It owns where a key lives and who may read it; what it signs is decided
-// above. It stands on the second floor, below package ca's server.
+// It owns where a key lives, who may read it, and how the PIN or passphrase
+// that opens it is found; what the key signs is decided above. It stands on
+// the second floor, below package ca's server.
 package keys
 
 import (
@@ -12,101 +12,118 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
 	"go.step.sm/crypto/kms/apiv1"
-	"go.step.sm/crypto/kms/softkms"
-	"go.step.sm/crypto/kms/uri"
 
-	"github.com/aval-id/aval/audit"
 	"github.com/aval-id/aval/identity"
 )
 
 // ErrNotFound means that the URI is good and there is no key behind it.
 var ErrNotFound = errors.New("key is not there")
 
-// FileURI returns the URI of a key in a file.
-func FileURI(path string) string {
-	return uri.New(softkms.Scheme, map[string][]string{"path": {path}}).String()
+// ErrAway means that the home of the key does not answer, or not now.
+var ErrAway = errors.New("its home does not answer")
+
+// ErrNotBuiltIn means that the URI's home is not part of this binary.
+var ErrNotBuiltIn = errors.New("not built into this aval; `make build-full` builds one that has it")
+
+// Key is an open signing key. Its holder closes it, which lets go of the
+// session with the device.
+type Key struct {
+	crypto.Signer
+	close func() error
+}
+
+// NewKey makes a Key of a signer that is open already. A nil close does
+// nothing.
+func NewKey(signer crypto.Signer, close func() error) *Key {
+	return &Key{Signer: signer, close: close}
+}
+
+// Close ends the use of the key.
+func (k *Key) Close() error {
+	if k.close == nil {
+		return nil
+	}
+	return k.close()
+}
+
+// home is one kind of place for keys.
+type home interface {
+	// open returns the key, or an error that wraps ErrNotFound.
+	open(ctx context.Context) (*Key, error)
+	// create makes the key, durably, and returns it.
+	create(ctx context.Context, t identity.KeyType) (*Key, error)
+}
+
+// homeOf picks the home for a URI and checks its attributes.
+func homeOf(text string) (home, error) {
+	u, err := parseURI(text)
+	if err != nil {
+		return nil, err
+	}
+	switch u.kind {
+	case apiv1.SoftKMS:
+		return fileHome(u)
+	case apiv1.PKCS11:
+		return pkcs11Home(u)
+	case apiv1.TPMKMS:
+		return tpmHome(u)
+	case apiv1.AmazonKMS:
+		return awsHome(u)
+	case apiv1.CloudKMS:
+		return googleHome(u)
+	case apiv1.AzureKMS:
+		return azureHome(u)
+	}
+	return nil, fmt.Errorf("key URI: no key lives at %q; softkms, pkcs11, tpmkms, awskms, cloudkms and azurekms are known", u.kind)
+}
+
+// Check checks a URI without opening what it names. The error wraps
+// ErrNotBuiltIn where this binary can't open it.
+func Check(kmsURI string) error {
+	_, err := homeOf(kmsURI)
+	return err
 }
 
 // Open opens the key behind a KMS URI. A key file that others may read, or in
 // a directory that others may write to, is refused. The error wraps
-// ErrNotFound where there is no key.
-func Open(ctx context.Context, kmsURI string) (crypto.Signer, error) {
-	manager, path, err := managerOf(ctx, kmsURI)
+// ErrNotFound where there is no key. No error holds a PIN or a passphrase.
+func Open(ctx context.Context, kmsURI string) (*Key, error) {
+	h, err := homeOf(kmsURI)
 	if err != nil {
 		return nil, err
 	}
-	defer manager.Close()
-	if err := CheckSecretFile(path); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("key %s: %w", path, ErrNotFound)
-		}
-		return nil, fmt.Errorf("key %s: %w", path, err)
-	}
-	signer, err := manager.CreateSigner(&apiv1.CreateSignerRequest{SigningKey: kmsURI})
-	if err != nil {
-		return nil, fmt.Errorf("key %s: %w", path, err)
-	}
-	return signer, nil
+	return opened(h.open(ctx))
 }
 
-// OpenOrCreate opens the key behind a KMS URI, or makes a P-256 key there. A
-// key that was made is durable before the call returns.
-func OpenOrCreate(ctx context.Context, kmsURI string) (signer crypto.Signer, created bool, err error) {
-	signer, err = Open(ctx, kmsURI)
-	if err == nil || !errors.Is(err, ErrNotFound) {
-		return signer, false, err
-	}
-	manager, path, err := managerOf(ctx, kmsURI)
+// OpenOrCreate opens the key behind a KMS URI, or makes one of the given type
+// there; a key that is there keeps its type. A key that was made is durable
+// before the call returns. Keys in a cloud's service are never made here.
+func OpenOrCreate(ctx context.Context, kmsURI string, t identity.KeyType) (key *Key, created bool, err error) {
+	h, err := homeOf(kmsURI)
 	if err != nil {
 		return nil, false, err
 	}
-	defer manager.Close()
-	made, err := manager.CreateKey(&apiv1.CreateKeyRequest{Name: kmsURI, SignatureAlgorithm: apiv1.ECDSAWithSHA256})
-	if err != nil {
-		return nil, false, fmt.Errorf("make key %s: %w", path, err)
+	key, err = opened(h.open(ctx))
+	if err == nil || !errors.Is(err, ErrNotFound) {
+		return key, false, err
 	}
-	signer, ok := made.PrivateKey.(crypto.Signer)
-	if !ok {
-		return nil, false, fmt.Errorf("make key %s: the key manager returned a %T", path, made.PrivateKey)
-	}
-	text, err := identity.EncodeKey(signer)
-	if err != nil {
-		return nil, false, fmt.Errorf("make key %s: %w", path, err)
-	}
-	if err := audit.WriteFile(path, text, 0o600); err != nil {
-		return nil, false, fmt.Errorf("make key: %w", err)
-	}
-	return signer, true, nil
+	key, err = opened(h.create(ctx, t))
+	return key, err == nil, err
 }
 
-// managerOf picks the key manager for a URI and, for keys in files, the path.
-func managerOf(ctx context.Context, kmsURI string) (apiv1.KeyManager, string, error) {
-	kind, err := apiv1.TypeOf(kmsURI)
+// opened refuses a key of a kind that no verifier of ours takes.
+func opened(key *Key, err error) (*Key, error) {
 	if err != nil {
-		return nil, "", fmt.Errorf("key URI: %w", err)
+		return nil, err
 	}
-	switch kind {
-	case apiv1.SoftKMS:
-		u, err := uri.ParseWithScheme(softkms.Scheme, kmsURI)
-		if err != nil {
-			return nil, "", fmt.Errorf("key URI: %w", err)
-		}
-		path := u.Get("path")
-		if !filepath.IsAbs(path) {
-			return nil, "", fmt.Errorf("key URI: path %q is not absolute", path)
-		}
-		m, err := softkms.New(ctx, apiv1.Options{})
-		if err != nil {
-			return nil, "", fmt.Errorf("key manager: %w", err)
-		}
-		return m, path, nil
+	if _, err := identity.KeyTypeOf(key.Public()); err != nil {
+		return nil, errors.Join(fmt.Errorf("key: %w", err), key.Close())
 	}
-	return nil, "", fmt.Errorf("key URI: the key manager %q is not built in; softkms is", kind)
+	return key, nil
 }
 
 // CheckSecretFile checks that path is a regular file that only its owner may
@@ -123,12 +140,16 @@ func CheckSecretFile(path string) error {
 	if perm := fi.Mode().Perm(); perm&0o077 != 0 {
 		return fmt.Errorf("%s has mode %04o: others may use it; chmod 0600 it", path, perm)
 	}
-	dir, err := os.Stat(filepath.Dir(path))
+	return checkSecretDir(filepath.Dir(path))
+}
+
+func checkSecretDir(path string) error {
+	dir, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
 	if perm := dir.Mode().Perm(); perm&0o022 != 0 {
-		return fmt.Errorf("%s has mode %04o: others may write to it; chmod 0700 it", filepath.Dir(path), perm)
+		return fmt.Errorf("%s has mode %04o: others may write to it; chmod 0700 it", path, perm)
 	}
 	return nil
 }

@@ -4,39 +4,45 @@
 package keys
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 
 	"go.step.sm/crypto/kms/apiv1"
-	"go.step.sm/crypto/kms/uri"
 )
 
 // Beside returns the URI for a new key called name, beside the one behind
-// kmsURI: a file NAME.key in its directory. Where the kind of key has no such
-// place, the error says to name one.
-func Beside(ctx context.Context, kmsURI, name string) (string, error) {
-	if kind, err := apiv1.TypeOf(kmsURI); err == nil && kind != apiv1.SoftKMS {
-		return "", fmt.Errorf("keys of the kind %s have no place beside each other: name the new key's URI", kind)
-	}
-	_, path, err := managerOf(ctx, kmsURI)
+// kmsURI: a file NAME.key in its directory, encrypted as that one is. Where the
+// kind of key has no such place, the error says to name one.
+func Beside(kmsURI, name string) (string, error) {
+	l, err := parseURI(kmsURI)
 	if err != nil {
 		return "", err
 	}
-	return FileURI(filepath.Join(filepath.Dir(path), name+".key")), nil
+	if l.kind != apiv1.SoftKMS {
+		return "", fmt.Errorf("keys of the kind %s have no place beside each other: name the new key's URI", l.kind)
+	}
+	path, err := l.path("path")
+	if err != nil {
+		return "", err
+	}
+	l.values = maps.Clone(l.values)
+	l.values.Set("path", filepath.Join(filepath.Dir(path), name+".key"))
+	return l.text(), nil
 }
 
 // Destroy removes the key behind a URI where it is a file in dir, durably,
 // and reports whether it is gone. A key that is kept elsewhere is its
 // keeper's to destroy.
-func Destroy(ctx context.Context, kmsURI, dir string) (bool, error) {
-	if kind, err := apiv1.TypeOf(kmsURI); err != nil || kind != apiv1.SoftKMS {
+func Destroy(kmsURI, dir string) (bool, error) {
+	l, err := parseURI(kmsURI)
+	if err != nil || l.kind != apiv1.SoftKMS {
 		return false, nil
 	}
-	_, path, err := managerOf(ctx, kmsURI)
+	path, err := l.path("path")
 	if err != nil {
 		return false, err
 	}
@@ -57,35 +63,14 @@ func Destroy(ctx context.Context, kmsURI, dir string) (bool, error) {
 	return true, nil
 }
 
-// secretNames are the parts of a key URI that hold a secret itself.
-var secretNames = []string{"pin-value", "pin", "password", "passphrase", "secret", "token-value"}
-
-// CheckRecordable refuses a URI that holds a secret itself: the URI of a key
-// that takes part in a rollover is kept in the store and in the log.
-func CheckRecordable(kmsURI string) error {
-	u, err := uri.Parse(kmsURI)
-	if err != nil {
-		return errors.New("key URI can't be read") // the cause quotes it
-	}
-	for _, name := range secretNames {
-		if u.Get(name) != "" || u.URL.Query().Get(name) != "" {
-			return fmt.Errorf("key URI holds a secret: %s; name a file that holds it instead (pin-source), since the URI is recorded", name)
-		}
-	}
-	return nil
-}
-
-// Name returns what a person calls the key behind a URI, without secrets that
-// a URI may carry.
+// Name returns what a person calls the key behind a URI.
 func Name(kmsURI string) string {
-	kind, err := apiv1.TypeOf(kmsURI)
+	l, err := parseURI(kmsURI)
 	if err != nil {
 		return "key"
 	}
-	if kind == apiv1.SoftKMS {
-		if _, path, err := managerOf(context.Background(), kmsURI); err == nil {
-			return path
-		}
+	if path, err := l.path("path"); l.kind == apiv1.SoftKMS && err == nil {
+		return path
 	}
-	return string(kind) + " key"
+	return string(l.kind) + " key"
 }

@@ -7,30 +7,39 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/aval-id/aval/identity"
 )
 
 func TestAKeyFollowsBesideAndIsDestroyedWhereItIsOurs(t *testing.T) {
 	dir := t.TempDir()
 	os.Chmod(dir, 0o700)
-	next, err := Beside(t.Context(), FileURI(filepath.Join(dir, "root.key")), "root-2")
+	next, err := Beside(FileURI(filepath.Join(dir, "root.key")), "root-2")
 	if err != nil || next != FileURI(filepath.Join(dir, "root-2.key")) {
 		t.Fatal(next, err)
 	}
-	if _, made, err := OpenOrCreate(t.Context(), next); err != nil || !made {
+	if _, made, err := OpenOrCreate(t.Context(), next, identity.P256); err != nil || !made {
 		t.Fatal(made, err)
 	}
-	if gone, err := Destroy(t.Context(), next, t.TempDir()); err != nil || gone {
+	if gone, err := Destroy(next, t.TempDir()); err != nil || gone {
 		t.Fatalf("a key elsewhere was destroyed: %v %v", gone, err)
 	}
 	for range 2 { // once more changes nothing
-		if gone, err := Destroy(t.Context(), next, dir); err != nil || !gone {
+		if gone, err := Destroy(next, dir); err != nil || !gone {
 			t.Fatal(gone, err)
 		}
 	}
 	if _, err := os.Stat(filepath.Join(dir, "root-2.key")); !os.IsNotExist(err) {
 		t.Fatal(err)
 	}
-	if _, err := Beside(t.Context(), "pkcs11:token=t;object=o", "root-2"); err == nil || !strings.Contains(err.Error(), "name the new key's URI") {
+	sealed := FileURI(filepath.Join(dir, "root.key")) + ";passphrase-source=env:P"
+	if next, err = Beside(sealed, "root-2"); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := parseURI(next); err != nil || l.get("path") != filepath.Join(dir, "root-2.key") || l.get("passphrase-source") != "env:P" {
+		t.Fatalf("beside an encrypted key: %q %v", next, err)
+	}
+	if _, err := Beside("pkcs11:token=t;object=o", "root-2"); err == nil || !strings.Contains(err.Error(), "name the new key's URI") {
 		t.Fatal(err)
 	}
 }
@@ -45,7 +54,7 @@ func TestAURIWithASecretIsNotRecorded(t *testing.T) {
 		"tpmkms:name=root?password=hunter2":           false,
 		"nothing that is a URI hunter2 %zz":           false,
 	} {
-		err := CheckRecordable(uri)
+		_, err := parseURI(uri)
 		if (err == nil) != fine || err != nil && strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v", uri, err)
 		}

@@ -35,9 +35,8 @@ const (
 // trust is the server's certificates of one moment. It is immutable and
 // swapped whole.
 type trust struct {
-	root         *ca.Authority // that issues
 	rootCert     *x509.Certificate
-	rootKey      string // KMS URI
+	rootKey      string // KMS URI; empty where the key has another home, or is not this server's
 	bundle       identity.Bundle
 	above        []*x509.Certificate // what every chain carries above the intermediate: the cross-certificate of a rollover
 	tail         []*x509.Certificate // what the server's own chain carries above that: roots to pin
@@ -107,7 +106,7 @@ func readRoot(cfg Config, now time.Time) (*x509.Certificate, error) {
 	switch {
 	case len(certs) != 1:
 		return nil, fmt.Errorf("root certificate %s: it holds %d certificates", path, len(certs))
-	case len(root.URIs) != 1 || root.URIs[0].String() != cfg.TrustDomain.ID().String():
+	case len(root.URIs) > 1 || len(root.URIs) == 1 && root.URIs[0].String() != cfg.TrustDomain.ID().String():
 		return nil, fmt.Errorf("root certificate %s is of %v, not of the trust domain %s", path, root.URIs, cfg.TrustDomain)
 	case !now.Before(root.NotAfter):
 		return nil, fmt.Errorf("root certificate %s expired at %s", path, root.NotAfter.UTC().Format(time.RFC3339))
@@ -120,20 +119,22 @@ func readRoot(cfg Config, now time.Time) (*x509.Certificate, error) {
 func (s *Server) establish(ctx context.Context, now time.Time) error {
 	s.trusting.Lock()
 	defer s.trusting.Unlock()
-	t, err := s.establishRoots(ctx, now)
+	staged, err := s.loadImport()
 	if err != nil {
 		return err
 	}
-	found, err := s.loadIntermediate(t, now)
+	t, err := s.establishRoots(ctx, staged, now)
 	if err != nil {
 		return err
 	}
-	if found == nil || found.Certificate().NotAfter.Sub(now) < s.cfg.MinTTL {
-		if found, err = s.makeIntermediate(ctx, t, now, found != nil); err != nil {
-			return err
-		}
+	found, err := s.establishIntermediate(ctx, t, staged, now)
+	if err != nil {
+		return err
 	}
-	t.setIntermediate(found)
+	t.setIntermediate(found, now)
+	if err := s.forgetSpentRequest(found); err != nil {
+		return err
+	}
 	if t, err = s.withServerSVID(ctx, t, now); err != nil {
 		return err
 	}
@@ -141,20 +142,18 @@ func (s *Server) establish(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-func (t *trust) setIntermediate(a *ca.Authority) {
-	c := certificate{roleIntermediate, a.Certificate()}
-	t.intermediate = a
-	t.intermediateDue = rotation.Due(c.issued(), c.cert.NotAfter, rotation.Jitter())
-}
-
 // establishRoots finds the roots of the moment: those of the rollover's record
 // where there ever was a rollover, and else the one of the data directory,
-// which the first start makes.
-func (s *Server) establishRoots(ctx context.Context, now time.Time) (*trust, error) {
+// which the first start pins or makes.
+func (s *Server) establishRoots(ctx context.Context, staged *imported, now time.Time) (*trust, error) {
 	if r := s.rollover.current(); r.known() {
-		return s.rootsOfRecord(ctx, r, now)
+		t, err := s.rootsOfRecord(r, now)
+		if err == nil && staged != nil {
+			err = staged.checkAgainst(t.rootCert)
+		}
+		return t, err
 	}
-	root, cert, uri, err := s.establishRoot(ctx, now)
+	cert, err := s.establishRoot(ctx, staged, now)
 	if err != nil {
 		return nil, err
 	}
@@ -162,67 +161,95 @@ func (s *Server) establishRoots(ctx context.Context, now time.Time) (*trust, err
 	if err != nil {
 		return nil, err
 	}
-	return &trust{root: root, rootCert: cert, rootKey: uri, bundle: bundle, tail: []*x509.Certificate{cert}}, nil
+	return &trust{rootCert: cert, rootKey: s.rootKeyURI(ctx, cert), bundle: bundle, tail: []*x509.Certificate{cert}}, nil
 }
 
-func (s *Server) establishRoot(ctx context.Context, now time.Time) (*ca.Authority, *x509.Certificate, string, error) {
+// establishIntermediate adopts what was imported while no server ran, or
+// finds the intermediate, or has one signed.
+func (s *Server) establishIntermediate(ctx context.Context, t *trust, staged *imported, now time.Time) (*ca.Authority, error) {
+	found, err := s.loadIntermediate(t, now)
+	if err != nil {
+		return nil, err
+	}
+	if staged != nil {
+		a, err := s.adoptImport(ctx, t.rootCert, staged, "", found != nil, now)
+		if err != nil || a != nil {
+			return a, err
+		}
+	}
+	live := found != nil && found.Certificate().NotAfter.Sub(now) >= s.cfg.MinTTL
+	if s.cfg.Upstream == nil {
+		if err := s.checkRootKey(ctx, t, live, now); err != nil {
+			return nil, err
+		}
+	}
+	if live {
+		return found, nil
+	}
+	return s.makeIntermediate(ctx, t, now, found != nil)
+}
+
+// checkRootKey sees that the own root's key is there and the right one. A
+// device that does not answer is reported, and stops nothing while there is a
+// live intermediate.
+func (s *Server) checkRootKey(ctx context.Context, t *trust, live bool, now time.Time) error {
+	_, key, err := s.openRoot(ctx, t, now)
+	if err == nil {
+		err = key.Close()
+	}
+	if live && errors.Is(err, keys.ErrAway) {
+		s.upstream.failed(now, err)
+		s.log.Error("the root's key can't be reached; the intermediate in force issues on", "error", err)
+		return nil
+	}
+	return err
+}
+
+func (t *trust) setIntermediate(a *ca.Authority, now time.Time) {
+	c := certificate{roleIntermediate, a.Certificate()}
+	issued := c.issued()
+	if issued.After(now) {
+		issued = now // who signed it backdates less than we do
+	}
+	t.intermediate = a
+	t.intermediateDue = rotation.Due(issued, c.cert.NotAfter, rotation.Jitter())
+}
+
+// establishRoot finds the root, or pins or makes it.
+func (s *Server) establishRoot(ctx context.Context, staged *imported, now time.Time) (*x509.Certificate, error) {
 	cert, err := readRoot(s.cfg, now)
 	if err != nil {
-		return nil, nil, "", err
+		return nil, err
 	}
-	uri := s.rootKeyURI(ctx, cert)
-	if cert == nil {
-		key, _, err := keys.OpenOrCreate(ctx, uri)
-		if err != nil {
-			return nil, nil, "", fmt.Errorf("root: %w", err)
-		}
-		if cert, err = s.makeRoot(ctx, key, now); err != nil {
-			return nil, nil, "", err
+	if staged != nil {
+		if err := staged.checkAgainst(cert); err != nil {
+			return nil, err
 		}
 	}
-	root, err := s.openRoot(ctx, cert, uri, now)
-	return root, cert, uri, err
+	switch {
+	case cert != nil:
+		return cert, nil
+	case staged != nil && staged.root != nil:
+		cert = staged.root
+	case s.cfg.Upstream != nil:
+		if cert, err = s.cfg.Upstream.Root(ctx); err != nil {
+			return nil, fmt.Errorf("root of %s: %w", s.cfg.Upstream, err)
+		}
+	default:
+		return s.makeRoot(ctx, now)
+	}
+	if err := s.pinRoot(ctx, cert, "", now); err != nil {
+		return nil, err
+	}
+	return cert, nil
 }
 
-// rootKeyURI is where the key of the root is that no record tells of: where
-// the settings say, or in the data directory, where a rollover may have left
-// it under a name of its own.
-func (s *Server) rootKeyURI(ctx context.Context, cert *x509.Certificate) string {
-	if s.cfg.RootKey != "" {
-		return s.cfg.RootKey
-	}
-	dir := filepath.Join(s.cfg.DataDir, keysDir)
-	first := keys.FileURI(filepath.Join(dir, rootKeyFile))
-	if cert == nil {
-		return first
-	}
-	others, _ := filepath.Glob(filepath.Join(dir, "root-*.key")) // the pattern is good
-	for _, path := range others {
-		uri := keys.FileURI(path)
-		if key, err := keys.Open(ctx, uri); err == nil {
-			if pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); ok && pub.Equal(cert.PublicKey) {
-				return uri
-			}
-		}
-	}
-	return first
-}
-
-// openRoot opens a root's key and makes the authority of it. It is the one
-// place where the key of a root is opened to sign.
-func (s *Server) openRoot(ctx context.Context, cert *x509.Certificate, uri string, now time.Time) (*ca.Authority, error) {
-	key, err := keys.Open(ctx, uri)
+func (s *Server) makeRoot(ctx context.Context, now time.Time) (_ *x509.Certificate, err error) {
+	key, err := s.makeRootKey(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("root: %w", err)
 	}
-	root, err := ca.NewRoot(s.cfg.TrustDomain, cert, key, now)
-	if err != nil {
-		return nil, fmt.Errorf("root %s: %w", s.rootPath(), err)
-	}
-	return root, nil
-}
-
-func (s *Server) makeRoot(ctx context.Context, key crypto.Signer, now time.Time) (*x509.Certificate, error) {
+	defer func() { err = errors.Join(err, key.Close()) }()
 	draft, err := ca.DraftRoot(s.cfg.TrustDomain, key, now, s.cfg.RootTTL)
 	if err != nil {
 		return nil, err
@@ -281,31 +308,38 @@ func (s *Server) loadIntermediate(t *trust, now time.Time) (*ca.Authority, error
 	return a, nil
 }
 
-// makeIntermediate has a new intermediate signed by the root, recorded, and
-// stored with its key in one file, so that the two never part.
+// makeIntermediate has a new intermediate signed and recorded, and stores it
+// with its key in one file, so that the two never part.
 func (s *Server) makeIntermediate(ctx context.Context, t *trust, now time.Time, renewed bool) (*ca.Authority, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := s.cfg.IssuerKeyType.Generate()
 	if err != nil {
 		return nil, fmt.Errorf("intermediate: %w", err)
 	}
-	draft, err := t.root.DraftIntermediate(now, key, s.cfg.IntermediateTTL, renewed)
+	a, err := s.signIntermediate(ctx, t, key, now, renewed)
 	if err != nil {
 		return nil, err
 	}
-	certs, err := s.issuer.Release(ctx, t.root, []*ca.Draft{draft})
-	if err != nil {
-		return nil, fmt.Errorf("intermediate: %w", err)
+	if err := s.storeIntermediate(t, a, key); err != nil {
+		return nil, err
 	}
-	chain := []*x509.Certificate{certs[0].Leaf}
+	s.upstream.succeeded(now)
+	return a, nil
+}
+
+// storeIntermediate stores an intermediate and its key, without what chains
+// carry above it for a rollover.
+func (s *Server) storeIntermediate(t *trust, a *ca.Authority, key crypto.Signer) error {
 	text, err := identity.EncodeKey(key)
 	if err != nil {
-		return nil, fmt.Errorf("intermediate: %w", err)
+		return fmt.Errorf("intermediate: %w", err)
 	}
+	chain := a.Chain()
+	chain = chain[:len(chain)-len(t.above)]
 	if err := audit.WriteFile(s.intermediatePath(), append(text, identity.EncodeCertificates(chain)...), 0o600); err != nil {
-		return nil, fmt.Errorf("intermediate: %w", err)
+		return fmt.Errorf("intermediate: %w", err)
 	}
-	s.log.Info("intermediate made", "ski", fmt.Sprintf("%x", chain[0].SubjectKeyId), "not_after", chain[0].NotAfter)
-	return ca.NewAuthority(s.cfg.TrustDomain, append(chain, t.above...), t.rootCert, key, s.profiles(), now)
+	s.log.Info("intermediate made", "ski", a.SKI(), "not_after", a.Certificate().NotAfter, "upstream", s.upstreamName())
+	return nil
 }
 
 // withServerSVID returns t with a new SVID of the server's own. Its chain
@@ -352,9 +386,10 @@ func (s *Server) withServerSVID(ctx context.Context, t *trust, now time.Time) (*
 func (s *Server) profiles() ca.Profiles {
 	c := s.cfg
 	return ca.Profiles{
-		Workload: ca.Profile{Default: c.DefaultTTL, Min: c.MinTTL, Max: c.MaxTTL},
-		Node:     ca.Profile{Default: c.NodeTTL, Min: min(c.NodeTTL, time.Second), Max: c.NodeTTL},
-		Server:   ca.Profile{Default: c.ServerTTL, Min: min(c.ServerTTL, time.Second), Max: c.ServerTTL},
+		VerifyEvery: c.VerifyLeaves,
+		Workload:    ca.Profile{Default: c.DefaultTTL, Min: c.MinTTL, Max: c.MaxTTL},
+		Node:        ca.Profile{Default: c.NodeTTL, Min: min(c.NodeTTL, time.Second), Max: c.NodeTTL},
+		Server:      ca.Profile{Default: c.ServerTTL, Min: min(c.ServerTTL, time.Second), Max: c.ServerTTL},
 	}
 }
 
@@ -362,47 +397,37 @@ func (s *Server) profiles() ca.Profiles {
 // certificate: it is not valid yet, nor anything that it signs.
 func setBack(c *x509.Certificate, now time.Time) bool { return now.Before(c.NotBefore) }
 
-// keeper renews the server's intermediate and its SVID when they are due.
+// keeper renews the server's SVID when it is due.
 type keeper struct {
 	server   *Server
 	attempts int
 }
 
-// Renew renews what is due at now and returns when to look again.
+// Renew renews the SVID if it is due at now and returns when to look again.
 func (k *keeper) Renew(ctx context.Context, now time.Time) time.Time {
 	s := k.server
-	s.trusting.Lock()
-	defer s.trusting.Unlock()
-	t := *s.trust.Load()
-	err := func() error {
-		if !now.Before(t.intermediateDue) || setBack(t.intermediate.Certificate(), now) {
-			a, err := s.makeIntermediate(ctx, &t, now, true)
-			if err != nil {
-				return err
-			}
-			t.setIntermediate(a)
-			renewed := t
-			s.trust.Store(&renewed)
-		}
-		if !now.Before(t.serverDue) || setBack(t.creds.SVID.Leaf(), now) {
-			next, err := s.withServerSVID(ctx, &t, now)
-			if err != nil {
-				return err
-			}
-			t = *next
-			s.trust.Store(next)
-		}
-		return nil
-	}()
+	next, err := s.renewSVID(ctx, now)
 	if err != nil && ctx.Err() == nil {
 		wait := rotation.Backoff(k.attempts, time.Second, 5*time.Minute)
 		k.attempts++
-		s.log.Error("renewal of the server's certificates", "error", err, "retry_in", wait)
+		s.log.Error("renewal of the server's SVID", "error", err, "retry_in", wait)
 		return now.Add(wait)
 	}
 	k.attempts = 0
-	if t.intermediateDue.Before(t.serverDue) {
-		return t.intermediateDue
+	return next
+}
+
+func (s *Server) renewSVID(ctx context.Context, now time.Time) (time.Time, error) {
+	s.trusting.Lock()
+	defer s.trusting.Unlock()
+	t := s.trust.Load()
+	if now.Before(t.serverDue) && !setBack(t.creds.SVID.Leaf(), now) {
+		return t.serverDue, nil
 	}
-	return t.serverDue
+	next, err := s.withServerSVID(ctx, t, now)
+	if err != nil {
+		return time.Time{}, err
+	}
+	s.trust.Store(next)
+	return next.serverDue, nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/aval-id/aval/ca"
 	"github.com/aval-id/aval/ca/jwks"
+	"github.com/aval-id/aval/ca/keys"
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/policy"
 	"github.com/aval-id/aval/rotation"
@@ -31,6 +32,8 @@ const (
 	DefaultConnectionsQuota = 4 << 30
 	DefaultDrainTimeout     = 5 * time.Second
 	DefaultKeysRefresh      = 5 * time.Minute
+	DefaultSigningTimeout   = 30 * time.Second
+	DefaultVerifyLeaves     = 100
 )
 
 // Config is what a server is made of. Zero values mean the documented
@@ -59,9 +62,21 @@ type Config struct {
 	// AdminGroup names a group (or a numeric gid) whose members may use the
 	// admin socket besides uid 0 and the server's own uid. Zero means none.
 	AdminGroup string
-	// RootKey is the root's key as a KMS URI, softkms:path=FILE so far. Zero
-	// means DataDir/keys/root.key.
+	// RootKey is the root's key as a KMS URI (package keys). Zero means
+	// DataDir/keys/root.key.
 	RootKey string
+	// RootKeyHome, where set, is where the root's key lives in place of
+	// RootKey.
+	RootKeyHome RootKeyHome
+	// Upstream, where set, signs this server's intermediates, and the server
+	// has no root key: RootKey and RootKeyHome are then refused.
+	Upstream Upstream
+	// SigningTimeout bounds the signing of one intermediate, zero means
+	// DefaultSigningTimeout.
+	SigningTimeout time.Duration
+	// RootKeyType and IssuerKeyType are the kinds of a root's key that this
+	// server makes and of its intermediates' keys. Zero means P-256.
+	RootKeyType, IssuerKeyType identity.KeyType
 
 	// MinTTL, DefaultTTL and MaxTTL bound workload leaves; zero means
 	// ca.DefaultMinTTL, ca.DefaultTTL and ca.DefaultMaxTTL. Where MaxTTL lies
@@ -84,6 +99,11 @@ type Config struct {
 	// ManualRootRotation leaves the beginning of a root's rollover to
 	// operators.
 	ManualRootRotation bool
+
+	// VerifyLeaves is of how many leaves one, picked at random, has its
+	// signature verified before it leaves: 1 means each. Zero means
+	// DefaultVerifyLeaves, negative none.
+	VerifyLeaves int
 
 	// RootNamespace is where policies for all namespaces live. Zero means the
 	// evaluator's default.
@@ -171,7 +191,33 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	if err := c.checkSigner(); err != nil {
+		return c, fmt.Errorf("server config: %w", err)
+	}
 	return c.withDurations()
+}
+
+// checkSigner checks who signs the intermediates, and with what kinds of key.
+func (c *Config) checkSigner() error {
+	if c.Upstream != nil && (c.RootKey != "" || c.RootKeyHome != nil) {
+		return fmt.Errorf("the intermediate is signed by %s, and a root key is set: one of them only", c.Upstream)
+	}
+	if c.RootKey != "" && c.RootKeyHome != nil {
+		return fmt.Errorf("the root's key is at two places: one of them only")
+	}
+	if c.RootKey != "" {
+		if err := keys.Check(c.RootKey); err != nil {
+			return fmt.Errorf("root key: %w", err)
+		}
+	}
+	for _, t := range []*identity.KeyType{&c.RootKeyType, &c.IssuerKeyType} {
+		parsed, err := identity.ParseKeyType(string(*t))
+		if err != nil {
+			return err
+		}
+		*t = parsed
+	}
+	return nil
 }
 
 func (c Config) withDurations() (Config, error) {
@@ -186,6 +232,13 @@ func (c Config) withDurations() (Config, error) {
 	setDuration(&c.LockTimeout, DefaultLockTimeout)
 	setDuration(&c.DrainTimeout, DefaultDrainTimeout)
 	setDuration(&c.KeysRefresh, DefaultKeysRefresh)
+	setDuration(&c.SigningTimeout, DefaultSigningTimeout)
+	switch {
+	case c.VerifyLeaves == 0:
+		c.VerifyLeaves = DefaultVerifyLeaves
+	case c.VerifyLeaves < 0:
+		c.VerifyLeaves = 0
+	}
 	if c.MaxConnections == 0 {
 		c.MaxConnections = DefaultMaxConnections
 	}

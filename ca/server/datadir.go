@@ -25,6 +25,8 @@ const (
 	keysDir          = "keys"
 	rootKeyFile      = "root.key"
 	intermediateFile = "intermediate.pem" // in keysDir: key and chain together
+	requestFile      = "requested.key"    // in keysDir: waits for its certificate
+	importFile       = "imported.pem"     // in keysDir: waits for the next start
 	auditDir         = "audit"
 
 	// AuthorityLog and ConnectionsLog name the two logs: their directories

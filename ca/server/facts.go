@@ -54,6 +54,7 @@ func (s adminService) ServerStatus(context.Context, *wire.ServerStatusRequest) (
 		}
 		out.Logs = append(out.Logs, state)
 	}
+	out.Upstream = s.upstreamFacts()
 	s.addPolicyFacts(out, snap)
 	s.addEndpointFacts(out)
 	out.KeySets = s.keySets.states()
@@ -64,11 +65,33 @@ func authorityState(c certificate) *wire.AuthorityState {
 	st := &wire.AuthorityState{
 		Role: c.role, Serial: identity.Serial(c.cert), Ski: hex.EncodeToString(c.cert.SubjectKeyId),
 		NotBefore: c.cert.NotBefore.UnixMilli(), NotAfter: c.cert.NotAfter.UnixMilli(), Hash: identity.CertificateHash(c.cert),
+		Subject: c.cert.Subject.String(), Issuer: c.cert.Issuer.String(),
+	}
+	if kind, err := identity.KeyTypeOf(c.cert.PublicKey); err == nil {
+		st.KeyType = kind.String()
 	}
 	if len(c.cert.URIs) == 1 {
 		st.SpiffeId = c.cert.URIs[0].String()
 	}
 	return st
+}
+
+// upstreamFacts says who signs the intermediates, and how it went.
+func (s *Server) upstreamFacts() *wire.UpstreamState {
+	u := &s.upstream
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	out := &wire.UpstreamState{Name: s.upstreamName(), Error: u.err, Failures: uint32(u.failures), ByHand: u.byHand}
+	if _, offline := s.cfg.Upstream.(Offline); offline {
+		out.ByHand = true
+	}
+	if !u.signed.IsZero() {
+		out.Signed = u.signed.UnixMilli()
+	}
+	if !u.next.IsZero() {
+		out.Next = u.next.UnixMilli()
+	}
+	return out
 }
 
 // addPolicyFacts lists registrations that are open to every node, workloads

@@ -19,6 +19,9 @@ type metrics struct {
 	delayed   prometheus.Counter
 	nodes     prometheus.GaugeFunc
 	entries   []prometheus.Collector
+
+	signTime     prometheus.Histogram
+	signFailures prometheus.Counter
 }
 
 func newMetrics(s *Server) *metrics {
@@ -30,6 +33,11 @@ func newMetrics(s *Server) *metrics {
 		issueTime: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "aval_server_issue_seconds", Help: "Time from a batch's arrival to its durable record.",
 			Buckets: []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 5}}),
+		signTime: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "aval_server_upstream_sign_seconds", Help: "Time that the root's key or the upstream took to sign an intermediate.",
+			Buckets: []float64{.005, .02, .1, .5, 1, 5, 30}}),
+		signFailures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "aval_server_upstream_failures_total", Help: "Intermediates that the root's key or the upstream did not sign."}),
 		panics: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "aval_server_panics_total", Help: "Requests that ended in a recovered panic."}),
 		lost: prometheus.NewCounter(prometheus.CounterOpts{
@@ -84,7 +92,7 @@ func (m *metrics) addRotation(s *Server) {
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
-	return append([]prometheus.Collector{m.issued, m.refused, m.issueTime, m.panics, m.lost, m.delayed, m.nodes}, m.entries...)
+	return append([]prometheus.Collector{m.issued, m.refused, m.issueTime, m.panics, m.lost, m.delayed, m.nodes, m.signTime, m.signFailures}, m.entries...)
 }
 
 // lifetimeLeft returns the fraction of life left of the certificate in force

@@ -111,7 +111,7 @@ func (s *Server) replaceIntermediate(ctx context.Context, now time.Time) (map[st
 	if err != nil {
 		return nil, err
 	}
-	t.setIntermediate(a)
+	t.setIntermediate(a, now)
 	next, err := s.withServerSVID(ctx, &t, now)
 	if err != nil {
 		return nil, err

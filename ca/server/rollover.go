@@ -6,6 +6,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -305,14 +306,19 @@ func (v *rollover) commit(ctx context.Context, now time.Time, record rolloverRec
 // make makes the new root's key and its two certificates, and goes on to the
 // next phase. The key is durable before a certificate names it; after a crash
 // the same key serves.
-func (v *rollover) make(ctx context.Context, r rolloverRecord) error {
+func (v *rollover) make(ctx context.Context, r rolloverRecord) (err error) {
 	s := v.server
 	now := time.Now()
-	key, _, err := keys.OpenOrCreate(ctx, r.New.Key)
+	key, _, err := keys.OpenOrCreate(ctx, r.New.Key, s.cfg.RootKeyType)
 	if err != nil {
 		return fmt.Errorf("new root: %w", err)
 	}
-	t := s.trust.Load()
+	defer func() { err = errors.Join(err, key.Close()) }()
+	old, oldKey, err := s.openRoot(ctx, s.trust.Load(), now)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, oldKey.Close()) }()
 	draft, err := ca.DraftRoot(s.cfg.TrustDomain, key, now, s.cfg.RootTTL)
 	if err != nil {
 		return fmt.Errorf("new root: %w", err)
@@ -321,10 +327,10 @@ func (v *rollover) make(ctx context.Context, r rolloverRecord) error {
 	if err != nil {
 		return fmt.Errorf("new root: %w", err)
 	}
-	if draft, err = t.root.DraftCross(now, cert); err != nil {
+	if draft, err = old.DraftCross(now, cert); err != nil {
 		return fmt.Errorf("new root: %w", err)
 	}
-	crosses, err := s.issuer.Release(ctx, t.root, []*ca.Draft{draft})
+	crosses, err := s.issuer.Release(ctx, old, []*ca.Draft{draft})
 	if err != nil {
 		return fmt.Errorf("new root: %w", err)
 	}
@@ -344,7 +350,7 @@ func (v *rollover) clean(ctx context.Context, r rolloverRecord) error {
 		dead = r.New
 	}
 	if dead.Key != "" && dead.Key != r.issuing().Key {
-		gone, err := keys.Destroy(ctx, dead.Key, filepath.Join(v.server.cfg.DataDir, keysDir))
+		gone, err := keys.Destroy(dead.Key, filepath.Join(v.server.cfg.DataDir, keysDir))
 		if err != nil {
 			return err
 		}

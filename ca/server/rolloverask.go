@@ -79,24 +79,32 @@ func firstStep(r rolloverRecord) time.Time {
 // begin checks what a rollover starts from.
 func (v *rollover) begin(ctx context.Context, o started, id string) (rolloverRecord, error) {
 	t := v.server.trust.Load()
+	if t.rootKey == "" {
+		return rolloverRecord{}, status.Errorf(codes.FailedPrecondition,
+			"the root's key is with %s: a rollover needs a root whose key this server opens by a URI", v.server.upstreamName())
+	}
 	if err := ca.CheckCrossRoom(t.rootCert); err != nil {
 		return rolloverRecord{}, status.Error(codes.FailedPrecondition, err.Error())
 	}
 	next := rolloverRecord{ID: id, Old: keptRoot{DER: t.rootCert.Raw, Key: t.rootKey}, New: keptRoot{Key: o.key}}
 	if o.key == "" {
 		var err error
-		if next.New.Key, err = keys.Beside(ctx, t.rootKey, "root-"+id); err != nil {
+		if next.New.Key, err = keys.Beside(t.rootKey, "root-"+id); err != nil {
 			return next, status.Errorf(codes.InvalidArgument, "key of the new root: %v", err)
 		}
 	} else if o.key == t.rootKey {
 		return next, status.Error(codes.InvalidArgument, "key of the new root: it is the old root's; a rollover needs another key")
 	}
 	for _, k := range []keptRoot{next.Old, next.New} {
-		if err := keys.CheckRecordable(k.Key); err != nil {
+		if err := keys.Check(k.Key); err != nil {
 			return next, status.Errorf(codes.InvalidArgument, "rollover of the root: %v", err)
 		}
 	}
-	if _, err := keys.Open(ctx, next.New.Key); err != nil && !errors.Is(err, keys.ErrNotFound) {
+	key, err := keys.Open(ctx, next.New.Key)
+	if err == nil {
+		err = key.Close()
+	}
+	if err != nil && !errors.Is(err, keys.ErrNotFound) {
 		return next, status.Errorf(codes.InvalidArgument, "key of the new root: %v", err)
 	}
 	return next, nil

@@ -39,17 +39,13 @@ func (s *Server) follow(ctx context.Context, now time.Time) error {
 // rootsOfRecord makes the roots part of trust from the record. The file with
 // the root's certificate follows it, for operators and for the checks of the
 // next start.
-func (s *Server) rootsOfRecord(ctx context.Context, r rolloverRecord, now time.Time) (*trust, error) {
+func (s *Server) rootsOfRecord(r rolloverRecord, now time.Time) (*trust, error) {
 	issuing := r.issuing()
 	cert, err := issuing.certificate()
 	if err != nil {
 		return nil, err
 	}
-	root, err := s.openRoot(ctx, cert, issuing.Key, now)
-	if err != nil {
-		return nil, err
-	}
-	t := &trust{root: root, rootCert: cert, rootKey: issuing.Key, sequence: r.Sequence, tail: []*x509.Certificate{cert}}
+	t := &trust{rootCert: cert, rootKey: issuing.Key, sequence: r.Sequence, tail: []*x509.Certificate{cert}}
 	var roots []*x509.Certificate
 	for _, k := range r.trusted() {
 		c, err := k.certificate()

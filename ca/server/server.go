@@ -56,6 +56,8 @@ type Server struct {
 	marks       highWater
 	orders      orders
 	reissues    reissues
+	upstream    upstreamState
+	importing   sync.Mutex // one import at a time
 	checkpoints atomic.Pointer[[]*wire.Checkpoint]
 	serving     atomic.Bool
 	settled     atomic.Bool // the registry has heard of every node that may come back
@@ -230,6 +232,7 @@ func (s *Server) Run(ctx context.Context) error {
 	recorded := s.connections.Size() // before the first node can report
 	part(&parts, ctx, func(ctx context.Context) error { return s.loadLedger(ctx, recorded) })
 	part(&parts, ctx, func(ctx context.Context) error { return rotation.Loop(ctx, &keeper{server: s}, nil) })
+	part(&parts, ctx, func(ctx context.Context) error { return rotation.Loop(ctx, &issuerKeeper{server: s}, nil) })
 	part(&parts, ctx, func(ctx context.Context) error { return rotation.Loop(ctx, s.rollover, s.rollover.wake) })
 	part(&parts, ctx, s.serveNodes)
 	part(&parts, ctx, s.serveAdmin)
@@ -378,6 +381,10 @@ func (s *Server) Close() error {
 	return s.closed
 }
 
+// readyAbove is which fraction of the intermediate's life must be left for the
+// server to be ready: renewal begins at half of it.
+const readyAbove = 0.1
+
 // Ready returns nil while the server serves, or why it does not.
 func (s *Server) Ready() error {
 	switch {
@@ -385,6 +392,9 @@ func (s *Server) Ready() error {
 		return errors.New("the server is not serving")
 	case s.authorityLog.Stats().Full:
 		return fmt.Errorf("issuance is stopped: %w", audit.ErrDiskFull)
+	}
+	if left := s.lifetimeLeft(roleIntermediate, time.Now()); left < readyAbove {
+		return fmt.Errorf("the intermediate has %.0f%% of its lifetime left, and %s has not signed another", left*100, s.upstreamName())
 	}
 	return nil
 }

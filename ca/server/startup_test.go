@@ -59,7 +59,7 @@ func TestDamagedDataDirectoryIsRefused(t *testing.T) {
 		}},
 		"garbled root": {"root certificate", func(*Config) func() { return replace(root, garble) }},
 		"missing root": {"put it back", func(*Config) func() { return replace(root, nil) }},
-		"another root": {"not of this private key", func(*Config) func() {
+		"another root": {"does not lead to the root", func(*Config) func() {
 			return replace(root, func([]byte) []byte { return identity.EncodeCertificates([]*x509.Certificate{expired.Root}) })
 		}},
 		"missing root key":     {"key is not there", func(*Config) func() { return replace(filepath.Join(cfg.DataDir, "keys", "root.key"), nil) }},

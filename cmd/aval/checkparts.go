@@ -48,6 +48,7 @@ func (c *cli) checkServer(ctx context.Context, f *findings) {
 	f.skew("clock", time.Until(time.UnixMilli(st.GetClock())), "the server's clock")
 	f.dataDir(st.GetDataDir())
 	f.authorities(st.GetAuthorities())
+	f.upstream(st.GetUpstream())
 	f.rollover(rollover)
 	f.store(st)
 	f.logs(st.GetLogs())
@@ -97,6 +98,20 @@ func (f *findings) rollover(s *wire.RotationState) {
 		f.add(checkWarn, "root", "see aval rotation status; evict nodes that are gone for good", "%s since %s, %s", s.GetPhase(), ago(stamp(s.GetSince()), f.now), progress(s))
 	default:
 		f.add(checkOK, "root", "", "%s since %s; %s", s.GetPhase(), ago(stamp(s.GetSince()), f.now), s.GetGate())
+	}
+}
+
+// upstream says who signs intermediates, and how that went.
+func (f *findings) upstream(u *wire.UpstreamState) {
+	switch {
+	case u == nil:
+	case u.GetError() != "" && u.GetByHand():
+		f.add(checkWarn, "signer", "aval ca csr, have it signed, aval ca import", "%s: an intermediate is due", u.GetName())
+	case u.GetError() != "":
+		f.add(checkFail, "signer", "the intermediate in force issues on until it ends: mend what signs it", "%s, %s: %s",
+			u.GetName(), plural(int(u.GetFailures()), "failure"), u.GetError())
+	default:
+		f.add(checkOK, "signer", "", "%s", u.GetName())
 	}
 }
 

@@ -22,15 +22,18 @@ import (
 // of zero means the default that the help text names.
 type serverSettings struct {
 	operation
-	TrustDomain   string `json:"trustDomain" flag:"trust-domain" usage:"whose identities the server issues, such as example.org (required)"`
-	DataDir       string `json:"dataDir" flag:"data-dir" usage:"directory for keys, certificates, store and logs; made with mode 0700"`
-	Name          string `json:"name" flag:"name" usage:"name of this server, the end of its SPIFFE ID (default server-1)"`
-	Listen        string `json:"listen" flag:"listen" usage:"host:port for nodes"`
-	Advertise     string `json:"advertise" flag:"advertise" usage:"host:port that join commands name (default: the listener's address)"`
-	AdminSocket   string `json:"adminSocket" flag:"admin-socket" usage:"Unix socket for operators"`
-	AdminGroup    string `json:"adminGroup" flag:"admin-group" usage:"group whose members may use the admin socket, besides root and the server's user"`
-	RootKey       string `json:"rootKey" flag:"root-key" usage:"KMS URI of the root's key (default softkms:path=DATA/keys/root.key)"`
-	RootNamespace string `json:"rootNamespace" flag:"root-namespace" usage:"namespace whose policies cover the trust domain (default aval-system)"`
+	TrustDomain   string           `json:"trustDomain" flag:"trust-domain" usage:"whose identities the server issues, such as example.org (required)"`
+	DataDir       string           `json:"dataDir" flag:"data-dir" usage:"directory for keys, certificates, store and logs; made with mode 0700"`
+	Name          string           `json:"name" flag:"name" usage:"name of this server, the end of its SPIFFE ID (default server-1)"`
+	Listen        string           `json:"listen" flag:"listen" usage:"host:port for nodes"`
+	Advertise     string           `json:"advertise" flag:"advertise" usage:"host:port that join commands name (default: the listener's address)"`
+	AdminSocket   string           `json:"adminSocket" flag:"admin-socket" usage:"Unix socket for operators"`
+	AdminGroup    string           `json:"adminGroup" flag:"admin-group" usage:"group whose members may use the admin socket, besides root and the server's user"`
+	RootKey       string           `json:"rootKey" flag:"root-key" usage:"KMS URI of the root's key (default softkms:path=DATA/keys/root.key)"`
+	RootKeyType   string           `json:"rootKeyType" flag:"root-key-type" usage:"kind of the root's key where it is made here: P-256, P-384, Ed25519, RSA-2048, RSA-3072 or RSA-4096 (default P-256)"`
+	IssuerKeyType string           `json:"issuerKeyType" flag:"issuer-key-type" usage:"kind of the intermediates' keys, one of the same (default P-256)"`
+	Upstream      upstreamSettings `json:"upstream"`
+	RootNamespace string           `json:"rootNamespace" flag:"root-namespace" usage:"namespace whose policies cover the trust domain (default aval-system)"`
 	Authorization struct {
 		Default string `json:"default" flag:"authorization-default" usage:"allow or deny: what holds for a workload without any ALLOW policy (default allow)"`
 	} `json:"authorization"`
@@ -46,10 +49,11 @@ type serverSettings struct {
 	RootRotation    string        `json:"rootRotation" flag:"root-rotation" usage:"auto or manual: whether a rollover of the root begins by itself at two thirds of its life (default auto)"`
 	Maintenance     string        `json:"maintenanceWindow" flag:"maintenance-window" usage:"when it may begin by itself, in UTC, such as 'Sat,Sun 02:00-05:00' (default: at any time)"`
 
-	JWKSAllow   string        `json:"jwksAllow" flag:"jwks-allow" usage:"hosts that keys of token issuers are fetched from, HOST[:PORT][=CIDR+CIDR] between commas; private addresses only where a CIDR lists them (default none)"`
-	JWKSDir     string        `json:"jwksDir" flag:"jwks-dir" usage:"directory whose files may hold keys of token issuers (default none)"`
-	JWKSCA      string        `json:"jwksCA" flag:"jwks-ca" usage:"roots in PEM by which the hosts of --jwks-allow are verified (default the system's)"`
-	JWKSRefresh time.Duration `json:"jwksRefresh" flag:"jwks-refresh" usage:"how often keys of token issuers are fetched, give or take a tenth (default 5m)"`
+	JWKSAllow    string        `json:"jwksAllow" flag:"jwks-allow" usage:"hosts that keys of token issuers are fetched from, HOST[:PORT][=CIDR+CIDR] between commas; private addresses only where a CIDR lists them (default none)"`
+	JWKSDir      string        `json:"jwksDir" flag:"jwks-dir" usage:"directory whose files may hold keys of token issuers (default none)"`
+	JWKSCA       string        `json:"jwksCA" flag:"jwks-ca" usage:"roots in PEM by which the hosts of --jwks-allow are verified (default the system's)"`
+	JWKSRefresh  time.Duration `json:"jwksRefresh" flag:"jwks-refresh" usage:"how often keys of token issuers are fetched, give or take a tenth (default 5m)"`
+	VerifyLeaves int           `json:"verifyLeaves" flag:"verify-leaves" usage:"one of this many leaves, picked at random, has its signature verified before it leaves; 1 means each (default 100, negative: none)"`
 
 	AuthorityReserve int64         `json:"authorityReserve" flag:"authority-reserve" usage:"bytes of disk held for administrative records (default 16 MiB, negative: none)"`
 	ConnectionsQuota int64         `json:"connectionsQuota" flag:"connections-quota" usage:"bytes that the connections log may take (default 4 GiB, negative: unlimited)"`
@@ -71,13 +75,17 @@ func (c *cli) serverCommand() *cobra.Command {
 		Use: "server", Short: "Run the server: CA, registrations, policies, record", Args: takes(),
 		Long: `Server runs the certificate authority and identity service of a trust domain.
 Its first start makes the root and this server's own intermediate; later
-starts find them.
+starts find them. The root's key may live in a file, a PKCS#11 token, a TPM, a
+cloud's key service or Vault, or nowhere near: --root-key and --upstream say
+where. It signs intermediates alone, never a workload's certificate.
 
 Settings come from flags, AVAL_SERVER_* variables and a strict YAML file, in
 this order. A file's keys are the flags in camel case: trustDomain, dataDir,
 httpListen, adminSocket, minTTL, authorization.default, ...`,
 		Example: `  aval server --trust-domain example.org --data-dir /var/lib/aval/server \
       --listen 0.0.0.0:8443 --http-listen 127.0.0.1:8080 --admin-socket /run/aval/server/admin.sock
+  aval server --trust-domain example.org \
+      --root-key 'softkms:path=/var/lib/aval/server/keys/root.key;passphrase-source=credential:aval-root'
   aval server --config /etc/aval/server.yaml`,
 	}
 	set := settings.Bind(cmd.Flags(), s, "AVAL_SERVER")
@@ -96,9 +104,16 @@ func (c *cli) runServer(ctx context.Context, s *serverSettings, log *slog.Logger
 	if err != nil {
 		return usage(fmt.Errorf("server: %w", err))
 	}
+	client, err := s.Upstream.join(&cfg, log)
+	if err != nil {
+		return usage(fmt.Errorf("server: %w", err))
+	}
 	srv, err := server.New(cfg)
 	if err != nil {
 		return err
+	}
+	if client != nil {
+		return c.serve(ctx, withVault{srv, client}, s.operation, log)
 	}
 	return c.serve(ctx, srv, s.operation, log)
 }
@@ -130,8 +145,9 @@ func (s *serverSettings) config(log *slog.Logger) (server.Config, error) {
 		MaintenanceWindow: window, ManualRootRotation: s.RootRotation == "manual",
 		TrustDomain: td, DataDir: s.DataDir, Name: s.Name, Listen: s.Listen, Advertise: s.Advertise,
 		AdminSocket: s.AdminSocket, AdminGroup: s.AdminGroup, RootKey: s.RootKey,
+		RootKeyType: identity.KeyType(s.RootKeyType), IssuerKeyType: identity.KeyType(s.IssuerKeyType),
 		MinTTL: s.MinTTL, DefaultTTL: s.DefaultTTL, MaxTTL: s.MaxTTL, NodeTTL: s.NodeTTL,
-		ServerTTL: s.ServerTTL, IntermediateTTL: s.IntermediateTTL, RootTTL: s.RootTTL,
+		ServerTTL: s.ServerTTL, IntermediateTTL: s.IntermediateTTL, RootTTL: s.RootTTL, VerifyLeaves: s.VerifyLeaves,
 		RootNamespace: s.RootNamespace, DefaultDeny: deny, EndpointsByAttribute: s.EndpointsByAttribute,
 		KeySources: jwks.Config{Allow: s.JWKSAllow, Dir: s.JWKSDir, CAFile: s.JWKSCA}, KeysRefresh: s.JWKSRefresh,
 		AuthorityReserve: s.AuthorityReserve, ConnectionsQuota: s.ConnectionsQuota,

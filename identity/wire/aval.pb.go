@@ -4109,6 +4109,265 @@ func (x *RotationStep) GetActor() string {
 	return ""
 }
 
+type RequestIntermediateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestIntermediateRequest) Reset() {
+	*x = RequestIntermediateRequest{}
+	mi := &file_aval_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestIntermediateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestIntermediateRequest) ProtoMessage() {}
+
+func (x *RequestIntermediateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestIntermediateRequest.ProtoReflect.Descriptor instead.
+func (*RequestIntermediateRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{55}
+}
+
+type RequestIntermediateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// csr is PKCS#10 DER.
+	Csr           []byte `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestIntermediateResponse) Reset() {
+	*x = RequestIntermediateResponse{}
+	mi := &file_aval_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestIntermediateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestIntermediateResponse) ProtoMessage() {}
+
+func (x *RequestIntermediateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestIntermediateResponse.ProtoReflect.Descriptor instead.
+func (*RequestIntermediateResponse) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *RequestIntermediateResponse) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+type ImportIntermediateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// certificates are DER, the intermediate first; the root may be among them.
+	Certificates  [][]byte `protobuf:"bytes,1,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportIntermediateRequest) Reset() {
+	*x = ImportIntermediateRequest{}
+	mi := &file_aval_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportIntermediateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportIntermediateRequest) ProtoMessage() {}
+
+func (x *ImportIntermediateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportIntermediateRequest.ProtoReflect.Descriptor instead.
+func (*ImportIntermediateRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ImportIntermediateRequest) GetCertificates() [][]byte {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+type ImportIntermediateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Intermediate  *AuthorityState        `protobuf:"bytes,1,opt,name=intermediate,proto3" json:"intermediate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportIntermediateResponse) Reset() {
+	*x = ImportIntermediateResponse{}
+	mi := &file_aval_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportIntermediateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportIntermediateResponse) ProtoMessage() {}
+
+func (x *ImportIntermediateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportIntermediateResponse.ProtoReflect.Descriptor instead.
+func (*ImportIntermediateResponse) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *ImportIntermediateResponse) GetIntermediate() *AuthorityState {
+	if x != nil {
+		return x.Intermediate
+	}
+	return nil
+}
+
+// UpstreamState says who signs the server's intermediates, and how it went.
+type UpstreamState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// signed is when it last signed one for this process.
+	Signed int64 `protobuf:"varint,2,opt,name=signed,proto3" json:"signed,omitempty"`
+	// error is of the last attempt, empty where that succeeded.
+	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	// failures counts attempts that failed in a row; next is when the next is.
+	Failures uint32 `protobuf:"varint,4,opt,name=failures,proto3" json:"failures,omitempty"`
+	Next     int64  `protobuf:"varint,5,opt,name=next,proto3" json:"next,omitempty"`
+	// by_hand says that a person must carry the request.
+	ByHand        bool `protobuf:"varint,6,opt,name=by_hand,json=byHand,proto3" json:"by_hand,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpstreamState) Reset() {
+	*x = UpstreamState{}
+	mi := &file_aval_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpstreamState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpstreamState) ProtoMessage() {}
+
+func (x *UpstreamState) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpstreamState.ProtoReflect.Descriptor instead.
+func (*UpstreamState) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *UpstreamState) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpstreamState) GetSigned() int64 {
+	if x != nil {
+		return x.Signed
+	}
+	return 0
+}
+
+func (x *UpstreamState) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *UpstreamState) GetFailures() uint32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *UpstreamState) GetNext() int64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *UpstreamState) GetByHand() bool {
+	if x != nil {
+		return x.ByHand
+	}
+	return false
+}
+
 type ApplyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// documents are JSON.
@@ -4120,7 +4379,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4132,7 +4391,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4145,7 +4404,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{55}
+	return file_aval_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ApplyRequest) GetDocuments() [][]byte {
@@ -4173,7 +4432,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4185,7 +4444,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4198,7 +4457,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{56}
+	return file_aval_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -4237,7 +4496,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4249,7 +4508,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4262,7 +4521,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{57}
+	return file_aval_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Change) GetKey() *ResourceKey {
@@ -4313,7 +4572,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4325,7 +4584,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4338,7 +4597,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{58}
+	return file_aval_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetRequest) GetKind() string {
@@ -4372,7 +4631,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4384,7 +4643,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4397,7 +4656,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{59}
+	return file_aval_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetResponse) GetDocuments() [][]byte {
@@ -4424,7 +4683,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4436,7 +4695,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4449,7 +4708,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{60}
+	return file_aval_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *DeleteRequest) GetKeys() []*ResourceKey {
@@ -4476,7 +4735,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4488,7 +4747,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4501,7 +4760,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{61}
+	return file_aval_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *DeleteResponse) GetChanges() []*Change {
@@ -4530,7 +4789,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4542,7 +4801,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4555,7 +4814,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{62}
+	return file_aval_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *CreateTokenRequest) GetTtl() int64 {
@@ -4592,7 +4851,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4604,7 +4863,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4617,7 +4876,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{63}
+	return file_aval_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -4665,7 +4924,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4677,7 +4936,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4690,7 +4949,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{64}
+	return file_aval_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListNodesRequest) GetName() string {
@@ -4709,7 +4968,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4721,7 +4980,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4734,7 +4993,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{65}
+	return file_aval_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeState {
@@ -4765,7 +5024,7 @@ type NodeState struct {
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4777,7 +5036,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4790,7 +5049,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{66}
+	return file_aval_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *NodeState) GetNodeId() string {
@@ -4895,7 +5154,7 @@ type LiveSVID struct {
 
 func (x *LiveSVID) Reset() {
 	*x = LiveSVID{}
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4907,7 +5166,7 @@ func (x *LiveSVID) String() string {
 func (*LiveSVID) ProtoMessage() {}
 
 func (x *LiveSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4920,7 +5179,7 @@ func (x *LiveSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSVID.ProtoReflect.Descriptor instead.
 func (*LiveSVID) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{67}
+	return file_aval_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *LiveSVID) GetSpiffeId() string {
@@ -4953,7 +5212,7 @@ type EvictNodeRequest struct {
 
 func (x *EvictNodeRequest) Reset() {
 	*x = EvictNodeRequest{}
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4965,7 +5224,7 @@ func (x *EvictNodeRequest) String() string {
 func (*EvictNodeRequest) ProtoMessage() {}
 
 func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4978,7 +5237,7 @@ func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvictNodeRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{68}
+	return file_aval_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *EvictNodeRequest) GetName() string {
@@ -4997,7 +5256,7 @@ type EvictNodeResponse struct {
 
 func (x *EvictNodeResponse) Reset() {
 	*x = EvictNodeResponse{}
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5009,7 +5268,7 @@ func (x *EvictNodeResponse) String() string {
 func (*EvictNodeResponse) ProtoMessage() {}
 
 func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5022,7 +5281,7 @@ func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeResponse.ProtoReflect.Descriptor instead.
 func (*EvictNodeResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{69}
+	return file_aval_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *EvictNodeResponse) GetNode() *NodeState {
@@ -5051,7 +5310,7 @@ type EntriesRequest struct {
 
 func (x *EntriesRequest) Reset() {
 	*x = EntriesRequest{}
-	mi := &file_aval_proto_msgTypes[70]
+	mi := &file_aval_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5063,7 +5322,7 @@ func (x *EntriesRequest) String() string {
 func (*EntriesRequest) ProtoMessage() {}
 
 func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[70]
+	mi := &file_aval_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5076,7 +5335,7 @@ func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesRequest.ProtoReflect.Descriptor instead.
 func (*EntriesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{70}
+	return file_aval_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *EntriesRequest) GetLog() string {
@@ -5146,7 +5405,7 @@ type EntriesResponse struct {
 
 func (x *EntriesResponse) Reset() {
 	*x = EntriesResponse{}
-	mi := &file_aval_proto_msgTypes[71]
+	mi := &file_aval_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5158,7 +5417,7 @@ func (x *EntriesResponse) String() string {
 func (*EntriesResponse) ProtoMessage() {}
 
 func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[71]
+	mi := &file_aval_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5171,7 +5430,7 @@ func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesResponse.ProtoReflect.Descriptor instead.
 func (*EntriesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{71}
+	return file_aval_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *EntriesResponse) GetLog() string {
@@ -5196,7 +5455,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_aval_proto_msgTypes[72]
+	mi := &file_aval_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5208,7 +5467,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[72]
+	mi := &file_aval_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5221,7 +5480,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{72}
+	return file_aval_proto_rawDescGZIP(), []int{77}
 }
 
 type BackupResponse struct {
@@ -5233,7 +5492,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_aval_proto_msgTypes[73]
+	mi := &file_aval_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5245,7 +5504,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[73]
+	mi := &file_aval_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5258,7 +5517,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{73}
+	return file_aval_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -5276,7 +5535,7 @@ type ServerStatusRequest struct {
 
 func (x *ServerStatusRequest) Reset() {
 	*x = ServerStatusRequest{}
-	mi := &file_aval_proto_msgTypes[74]
+	mi := &file_aval_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5288,7 +5547,7 @@ func (x *ServerStatusRequest) String() string {
 func (*ServerStatusRequest) ProtoMessage() {}
 
 func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[74]
+	mi := &file_aval_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5301,7 +5560,7 @@ func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusRequest.ProtoReflect.Descriptor instead.
 func (*ServerStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{74}
+	return file_aval_proto_rawDescGZIP(), []int{79}
 }
 
 type ServerStatusResponse struct {
@@ -5331,13 +5590,14 @@ type ServerStatusResponse struct {
 	Endpoints      uint32   `protobuf:"varint,23,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
 	// key_sets are the sources of keys that RequestAuthentications name.
 	KeySets       []*KeySetState `protobuf:"bytes,19,rep,name=key_sets,json=keySets,proto3" json:"key_sets,omitempty"`
+	Upstream      *UpstreamState `protobuf:"bytes,30,opt,name=upstream,proto3" json:"upstream,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServerStatusResponse) Reset() {
 	*x = ServerStatusResponse{}
-	mi := &file_aval_proto_msgTypes[75]
+	mi := &file_aval_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5349,7 +5609,7 @@ func (x *ServerStatusResponse) String() string {
 func (*ServerStatusResponse) ProtoMessage() {}
 
 func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[75]
+	mi := &file_aval_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5362,7 +5622,7 @@ func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusResponse.ProtoReflect.Descriptor instead.
 func (*ServerStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{75}
+	return file_aval_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ServerStatusResponse) GetTrustDomain() string {
@@ -5512,6 +5772,13 @@ func (x *ServerStatusResponse) GetKeySets() []*KeySetState {
 	return nil
 }
 
+func (x *ServerStatusResponse) GetUpstream() *UpstreamState {
+	if x != nil {
+		return x.Upstream
+	}
+	return nil
+}
+
 // KeySetState is how the server stands with one source of keys. Times are
 // Unix milliseconds, zero where there is none.
 type KeySetState struct {
@@ -5533,7 +5800,7 @@ type KeySetState struct {
 
 func (x *KeySetState) Reset() {
 	*x = KeySetState{}
-	mi := &file_aval_proto_msgTypes[76]
+	mi := &file_aval_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5545,7 +5812,7 @@ func (x *KeySetState) String() string {
 func (*KeySetState) ProtoMessage() {}
 
 func (x *KeySetState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[76]
+	mi := &file_aval_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5558,7 +5825,7 @@ func (x *KeySetState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeySetState.ProtoReflect.Descriptor instead.
 func (*KeySetState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{76}
+	return file_aval_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *KeySetState) GetUri() string {
@@ -5622,13 +5889,16 @@ type AuthorityState struct {
 	Hash      string `protobuf:"bytes,7,opt,name=hash,proto3" json:"hash,omitempty"`
 	// state is issuing or trusted.
 	State         string `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
+	KeyType       string `protobuf:"bytes,13,opt,name=key_type,json=keyType,proto3" json:"key_type,omitempty"`
+	Subject       string `protobuf:"bytes,14,opt,name=subject,proto3" json:"subject,omitempty"`
+	Issuer        string `protobuf:"bytes,15,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AuthorityState) Reset() {
 	*x = AuthorityState{}
-	mi := &file_aval_proto_msgTypes[77]
+	mi := &file_aval_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5640,7 +5910,7 @@ func (x *AuthorityState) String() string {
 func (*AuthorityState) ProtoMessage() {}
 
 func (x *AuthorityState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[77]
+	mi := &file_aval_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5653,7 +5923,7 @@ func (x *AuthorityState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityState.ProtoReflect.Descriptor instead.
 func (*AuthorityState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{77}
+	return file_aval_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *AuthorityState) GetRole() string {
@@ -5712,6 +5982,27 @@ func (x *AuthorityState) GetState() string {
 	return ""
 }
 
+func (x *AuthorityState) GetKeyType() string {
+	if x != nil {
+		return x.KeyType
+	}
+	return ""
+}
+
+func (x *AuthorityState) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *AuthorityState) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
 type LogState struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -5726,7 +6017,7 @@ type LogState struct {
 
 func (x *LogState) Reset() {
 	*x = LogState{}
-	mi := &file_aval_proto_msgTypes[78]
+	mi := &file_aval_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5738,7 +6029,7 @@ func (x *LogState) String() string {
 func (*LogState) ProtoMessage() {}
 
 func (x *LogState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[78]
+	mi := &file_aval_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5751,7 +6042,7 @@ func (x *LogState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogState.ProtoReflect.Descriptor instead.
 func (*LogState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{78}
+	return file_aval_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *LogState) GetName() string {
@@ -5810,7 +6101,7 @@ type ExplainStrictRequest struct {
 
 func (x *ExplainStrictRequest) Reset() {
 	*x = ExplainStrictRequest{}
-	mi := &file_aval_proto_msgTypes[79]
+	mi := &file_aval_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5822,7 +6113,7 @@ func (x *ExplainStrictRequest) String() string {
 func (*ExplainStrictRequest) ProtoMessage() {}
 
 func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[79]
+	mi := &file_aval_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5835,7 +6126,7 @@ func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictRequest.ProtoReflect.Descriptor instead.
 func (*ExplainStrictRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{79}
+	return file_aval_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ExplainStrictRequest) GetTarget() string {
@@ -5869,7 +6160,7 @@ type ExplainStrictResponse struct {
 
 func (x *ExplainStrictResponse) Reset() {
 	*x = ExplainStrictResponse{}
-	mi := &file_aval_proto_msgTypes[80]
+	mi := &file_aval_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5881,7 +6172,7 @@ func (x *ExplainStrictResponse) String() string {
 func (*ExplainStrictResponse) ProtoMessage() {}
 
 func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[80]
+	mi := &file_aval_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5894,7 +6185,7 @@ func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictResponse.ProtoReflect.Descriptor instead.
 func (*ExplainStrictResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{80}
+	return file_aval_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ExplainStrictResponse) GetWorkloads() []*StrictWorkload {
@@ -5968,7 +6259,7 @@ type StrictWorkload struct {
 
 func (x *StrictWorkload) Reset() {
 	*x = StrictWorkload{}
-	mi := &file_aval_proto_msgTypes[81]
+	mi := &file_aval_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5980,7 +6271,7 @@ func (x *StrictWorkload) String() string {
 func (*StrictWorkload) ProtoMessage() {}
 
 func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[81]
+	mi := &file_aval_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5993,7 +6284,7 @@ func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictWorkload.ProtoReflect.Descriptor instead.
 func (*StrictWorkload) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{81}
+	return file_aval_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *StrictWorkload) GetRegistration() string {
@@ -6108,7 +6399,7 @@ type StrictException struct {
 
 func (x *StrictException) Reset() {
 	*x = StrictException{}
-	mi := &file_aval_proto_msgTypes[82]
+	mi := &file_aval_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6120,7 +6411,7 @@ func (x *StrictException) String() string {
 func (*StrictException) ProtoMessage() {}
 
 func (x *StrictException) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[82]
+	mi := &file_aval_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6133,7 +6424,7 @@ func (x *StrictException) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictException.ProtoReflect.Descriptor instead.
 func (*StrictException) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{82}
+	return file_aval_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *StrictException) GetName() string {
@@ -6180,7 +6471,7 @@ type StrictPort struct {
 
 func (x *StrictPort) Reset() {
 	*x = StrictPort{}
-	mi := &file_aval_proto_msgTypes[83]
+	mi := &file_aval_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6192,7 +6483,7 @@ func (x *StrictPort) String() string {
 func (*StrictPort) ProtoMessage() {}
 
 func (x *StrictPort) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[83]
+	mi := &file_aval_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6205,7 +6496,7 @@ func (x *StrictPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictPort.ProtoReflect.Descriptor instead.
 func (*StrictPort) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{83}
+	return file_aval_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *StrictPort) GetPort() uint32 {
@@ -6295,7 +6586,7 @@ type StrictClient struct {
 
 func (x *StrictClient) Reset() {
 	*x = StrictClient{}
-	mi := &file_aval_proto_msgTypes[84]
+	mi := &file_aval_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6307,7 +6598,7 @@ func (x *StrictClient) String() string {
 func (*StrictClient) ProtoMessage() {}
 
 func (x *StrictClient) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[84]
+	mi := &file_aval_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6320,7 +6611,7 @@ func (x *StrictClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictClient.ProtoReflect.Descriptor instead.
 func (*StrictClient) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{84}
+	return file_aval_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *StrictClient) GetCause() string {
@@ -6443,7 +6734,7 @@ type ProxyStatusRequest struct {
 
 func (x *ProxyStatusRequest) Reset() {
 	*x = ProxyStatusRequest{}
-	mi := &file_aval_proto_msgTypes[85]
+	mi := &file_aval_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6455,7 +6746,7 @@ func (x *ProxyStatusRequest) String() string {
 func (*ProxyStatusRequest) ProtoMessage() {}
 
 func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[85]
+	mi := &file_aval_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6468,7 +6759,7 @@ func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusRequest.ProtoReflect.Descriptor instead.
 func (*ProxyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{85}
+	return file_aval_proto_rawDescGZIP(), []int{90}
 }
 
 type ProxyStatusResponse struct {
@@ -6504,7 +6795,7 @@ type ProxyStatusResponse struct {
 
 func (x *ProxyStatusResponse) Reset() {
 	*x = ProxyStatusResponse{}
-	mi := &file_aval_proto_msgTypes[86]
+	mi := &file_aval_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6516,7 +6807,7 @@ func (x *ProxyStatusResponse) String() string {
 func (*ProxyStatusResponse) ProtoMessage() {}
 
 func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[86]
+	mi := &file_aval_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6529,7 +6820,7 @@ func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusResponse.ProtoReflect.Descriptor instead.
 func (*ProxyStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{86}
+	return file_aval_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ProxyStatusResponse) GetSpiffeId() string {
@@ -6695,7 +6986,7 @@ type ProxyRegistry struct {
 
 func (x *ProxyRegistry) Reset() {
 	*x = ProxyRegistry{}
-	mi := &file_aval_proto_msgTypes[87]
+	mi := &file_aval_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6707,7 +6998,7 @@ func (x *ProxyRegistry) String() string {
 func (*ProxyRegistry) ProtoMessage() {}
 
 func (x *ProxyRegistry) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[87]
+	mi := &file_aval_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6720,7 +7011,7 @@ func (x *ProxyRegistry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyRegistry.ProtoReflect.Descriptor instead.
 func (*ProxyRegistry) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{87}
+	return file_aval_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ProxyRegistry) GetAnnounced() []*Endpoint {
@@ -6776,7 +7067,7 @@ type ProxyDestination struct {
 
 func (x *ProxyDestination) Reset() {
 	*x = ProxyDestination{}
-	mi := &file_aval_proto_msgTypes[88]
+	mi := &file_aval_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6788,7 +7079,7 @@ func (x *ProxyDestination) String() string {
 func (*ProxyDestination) ProtoMessage() {}
 
 func (x *ProxyDestination) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[88]
+	mi := &file_aval_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6801,7 +7092,7 @@ func (x *ProxyDestination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyDestination.ProtoReflect.Descriptor instead.
 func (*ProxyDestination) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{88}
+	return file_aval_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ProxyDestination) GetAddress() string {
@@ -6866,7 +7157,7 @@ type ProxyListener struct {
 
 func (x *ProxyListener) Reset() {
 	*x = ProxyListener{}
-	mi := &file_aval_proto_msgTypes[89]
+	mi := &file_aval_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6878,7 +7169,7 @@ func (x *ProxyListener) String() string {
 func (*ProxyListener) ProtoMessage() {}
 
 func (x *ProxyListener) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[89]
+	mi := &file_aval_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6891,7 +7182,7 @@ func (x *ProxyListener) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyListener.ProtoReflect.Descriptor instead.
 func (*ProxyListener) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{89}
+	return file_aval_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ProxyListener) GetName() string {
@@ -6967,7 +7258,7 @@ type ConnectionsRequest struct {
 
 func (x *ConnectionsRequest) Reset() {
 	*x = ConnectionsRequest{}
-	mi := &file_aval_proto_msgTypes[90]
+	mi := &file_aval_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6979,7 +7270,7 @@ func (x *ConnectionsRequest) String() string {
 func (*ConnectionsRequest) ProtoMessage() {}
 
 func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[90]
+	mi := &file_aval_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6992,7 +7283,7 @@ func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsRequest.ProtoReflect.Descriptor instead.
 func (*ConnectionsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{90}
+	return file_aval_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ConnectionsRequest) GetDirection() string {
@@ -7011,7 +7302,7 @@ type ConnectionsResponse struct {
 
 func (x *ConnectionsResponse) Reset() {
 	*x = ConnectionsResponse{}
-	mi := &file_aval_proto_msgTypes[91]
+	mi := &file_aval_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7023,7 +7314,7 @@ func (x *ConnectionsResponse) String() string {
 func (*ConnectionsResponse) ProtoMessage() {}
 
 func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[91]
+	mi := &file_aval_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7036,7 +7327,7 @@ func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsResponse.ProtoReflect.Descriptor instead.
 func (*ConnectionsResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{91}
+	return file_aval_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ConnectionsResponse) GetConnections() []*ProxyConnection {
@@ -7075,7 +7366,7 @@ type ProxyConnection struct {
 
 func (x *ProxyConnection) Reset() {
 	*x = ProxyConnection{}
-	mi := &file_aval_proto_msgTypes[92]
+	mi := &file_aval_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7087,7 +7378,7 @@ func (x *ProxyConnection) String() string {
 func (*ProxyConnection) ProtoMessage() {}
 
 func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[92]
+	mi := &file_aval_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7100,7 +7391,7 @@ func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyConnection.ProtoReflect.Descriptor instead.
 func (*ProxyConnection) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{92}
+	return file_aval_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ProxyConnection) GetDirection() string {
@@ -7225,7 +7516,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_aval_proto_msgTypes[93]
+	mi := &file_aval_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7237,7 +7528,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[93]
+	mi := &file_aval_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7250,7 +7541,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{93}
+	return file_aval_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *DrainRequest) GetDeadline() int64 {
@@ -7271,7 +7562,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_aval_proto_msgTypes[94]
+	mi := &file_aval_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7283,7 +7574,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[94]
+	mi := &file_aval_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7296,7 +7587,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{94}
+	return file_aval_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *DrainResponse) GetOpen() int64 {
@@ -7648,7 +7939,21 @@ const file_aval_proto_rawDesc = "" +
 	"\x05acked\x18\x03 \x01(\rR\x05acked\x12\x12\n" +
 	"\x04live\x18\x04 \x01(\rR\x04live\x12\x16\n" +
 	"\x06forced\x18\x05 \x01(\bR\x06forced\x12\x14\n" +
-	"\x05actor\x18\x06 \x01(\tR\x05actor\"E\n" +
+	"\x05actor\x18\x06 \x01(\tR\x05actor\"\x1c\n" +
+	"\x1aRequestIntermediateRequest\"/\n" +
+	"\x1bRequestIntermediateResponse\x12\x10\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"?\n" +
+	"\x19ImportIntermediateRequest\x12\"\n" +
+	"\fcertificates\x18\x01 \x03(\fR\fcertificates\"^\n" +
+	"\x1aImportIntermediateResponse\x12@\n" +
+	"\fintermediate\x18\x01 \x01(\v2\x1c.aval.wire.v1.AuthorityStateR\fintermediate\"\x9a\x01\n" +
+	"\rUpstreamState\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06signed\x18\x02 \x01(\x03R\x06signed\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x12\x1a\n" +
+	"\bfailures\x18\x04 \x01(\rR\bfailures\x12\x12\n" +
+	"\x04next\x18\x05 \x01(\x03R\x04next\x12\x17\n" +
+	"\aby_hand\x18\x06 \x01(\bR\x06byHand\"E\n" +
 	"\fApplyRequest\x12\x1c\n" +
 	"\tdocuments\x18\x01 \x03(\fR\tdocuments\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\x8c\x01\n" +
@@ -7740,7 +8045,7 @@ const file_aval_proto_rawDesc = "" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"\x15\n" +
-	"\x13ServerStatusRequest\"\x8f\x06\n" +
+	"\x13ServerStatusRequest\"\xc8\x06\n" +
 	"\x14ServerStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12\x18\n" +
@@ -7763,7 +8068,8 @@ const file_aval_proto_rawDesc = "" +
 	"\x0eroot_namespace\x18\x12 \x01(\tR\rrootNamespace\x12'\n" +
 	"\x0fendpoint_faults\x18\x16 \x03(\tR\x0eendpointFaults\x12\x1c\n" +
 	"\tendpoints\x18\x17 \x01(\rR\tendpoints\x124\n" +
-	"\bkey_sets\x18\x13 \x03(\v2\x19.aval.wire.v1.KeySetStateR\akeySets\"\xb4\x01\n" +
+	"\bkey_sets\x18\x13 \x03(\v2\x19.aval.wire.v1.KeySetStateR\akeySets\x127\n" +
+	"\bupstream\x18\x1e \x01(\v2\x1b.aval.wire.v1.UpstreamStateR\bupstream\"\xb4\x01\n" +
 	"\vKeySetState\x12\x10\n" +
 	"\x03uri\x18\x01 \x01(\tR\x03uri\x12\x1c\n" +
 	"\tdocuments\x18\x02 \x03(\tR\tdocuments\x12\x12\n" +
@@ -7771,7 +8077,7 @@ const file_aval_proto_rawDesc = "" +
 	"\akey_ids\x18\x04 \x03(\tR\x06keyIds\x12\x18\n" +
 	"\afetched\x18\x05 \x01(\x03R\afetched\x12\x18\n" +
 	"\achanged\x18\x06 \x01(\x03R\achanged\x12\x14\n" +
-	"\x05error\x18\a \x01(\tR\x05error\"\xd1\x01\n" +
+	"\x05error\x18\a \x01(\tR\x05error\"\x9e\x02\n" +
 	"\x0eAuthorityState\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x16\n" +
@@ -7781,7 +8087,10 @@ const file_aval_proto_rawDesc = "" +
 	"not_before\x18\x05 \x01(\x03R\tnotBefore\x12\x1b\n" +
 	"\tnot_after\x18\x06 \x01(\x03R\bnotAfter\x12\x12\n" +
 	"\x04hash\x18\a \x01(\tR\x04hash\x12\x14\n" +
-	"\x05state\x18\b \x01(\tR\x05state\"\xb0\x01\n" +
+	"\x05state\x18\b \x01(\tR\x05state\x12\x19\n" +
+	"\bkey_type\x18\r \x01(\tR\akeyType\x12\x18\n" +
+	"\asubject\x18\x0e \x01(\tR\asubject\x12\x16\n" +
+	"\x06issuer\x18\x0f \x01(\tR\x06issuer\"\xb0\x01\n" +
 	"\bLogState\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aentries\x18\x02 \x01(\x03R\aentries\x12'\n" +
@@ -7949,7 +8258,7 @@ const file_aval_proto_rawDesc = "" +
 	"\x06Holder\x12\x1b.aval.wire.v1.HolderRequest\x1a\x1c.aval.wire.v1.HolderResponse2\x94\x01\n" +
 	"\x05Local\x12F\n" +
 	"\aExplain\x12\x1c.aval.wire.v1.ExplainRequest\x1a\x1d.aval.wire.v1.ExplainResponse\x12C\n" +
-	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\xf0\a\n" +
+	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\xc5\t\n" +
 	"\x05Admin\x12@\n" +
 	"\x05Apply\x12\x1a.aval.wire.v1.ApplyRequest\x1a\x1b.aval.wire.v1.ApplyResponse\x12:\n" +
 	"\x03Get\x12\x18.aval.wire.v1.GetRequest\x1a\x19.aval.wire.v1.GetResponse\x12C\n" +
@@ -7963,7 +8272,9 @@ const file_aval_proto_rawDesc = "" +
 	"\rExplainStrict\x12\".aval.wire.v1.ExplainStrictRequest\x1a#.aval.wire.v1.ExplainStrictResponse\x12X\n" +
 	"\rListEndpoints\x12\".aval.wire.v1.ListEndpointsRequest\x1a#.aval.wire.v1.ListEndpointsResponse\x12T\n" +
 	"\x0eRotationStatus\x12#.aval.wire.v1.RotationStatusRequest\x1a\x1b.aval.wire.v1.RotationState0\x01\x12B\n" +
-	"\x06Rotate\x12\x1b.aval.wire.v1.RotateRequest\x1a\x1b.aval.wire.v1.RotationState2\xfa\x01\n" +
+	"\x06Rotate\x12\x1b.aval.wire.v1.RotateRequest\x1a\x1b.aval.wire.v1.RotationState\x12j\n" +
+	"\x13RequestIntermediate\x12(.aval.wire.v1.RequestIntermediateRequest\x1a).aval.wire.v1.RequestIntermediateResponse\x12g\n" +
+	"\x12ImportIntermediate\x12'.aval.wire.v1.ImportIntermediateRequest\x1a(.aval.wire.v1.ImportIntermediateResponse2\xfa\x01\n" +
 	"\n" +
 	"ProxyAdmin\x12R\n" +
 	"\vProxyStatus\x12 .aval.wire.v1.ProxyStatusRequest\x1a!.aval.wire.v1.ProxyStatusResponse\x12T\n" +
@@ -7982,115 +8293,120 @@ func file_aval_proto_rawDescGZIP() []byte {
 	return file_aval_proto_rawDescData
 }
 
-var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 103)
+var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 108)
 var file_aval_proto_goTypes = []any{
-	(*Position)(nil),              // 0: aval.wire.v1.Position
-	(*AttestRequest)(nil),         // 1: aval.wire.v1.AttestRequest
-	(*AttestResponse)(nil),        // 2: aval.wire.v1.AttestResponse
-	(*Values)(nil),                // 3: aval.wire.v1.Values
-	(*RenewRequest)(nil),          // 4: aval.wire.v1.RenewRequest
-	(*RenewResponse)(nil),         // 5: aval.wire.v1.RenewResponse
-	(*NodeFrame)(nil),             // 6: aval.wire.v1.NodeFrame
-	(*Hello)(nil),                 // 7: aval.wire.v1.Hello
-	(*Ack)(nil),                   // 8: aval.wire.v1.Ack
-	(*IssueBatch)(nil),            // 9: aval.wire.v1.IssueBatch
-	(*IssueRequest)(nil),          // 10: aval.wire.v1.IssueRequest
-	(*RecordBatch)(nil),           // 11: aval.wire.v1.RecordBatch
-	(*ServerFrame)(nil),           // 12: aval.wire.v1.ServerFrame
-	(*Reissue)(nil),               // 13: aval.wire.v1.Reissue
-	(*Welcome)(nil),               // 14: aval.wire.v1.Welcome
-	(*Endpoint)(nil),              // 15: aval.wire.v1.Endpoint
-	(*EndpointKey)(nil),           // 16: aval.wire.v1.EndpointKey
-	(*EndpointReport)(nil),        // 17: aval.wire.v1.EndpointReport
-	(*EndpointDelta)(nil),         // 18: aval.wire.v1.EndpointDelta
-	(*Settings)(nil),              // 19: aval.wire.v1.Settings
-	(*Delta)(nil),                 // 20: aval.wire.v1.Delta
-	(*KeySet)(nil),                // 21: aval.wire.v1.KeySet
-	(*Resource)(nil),              // 22: aval.wire.v1.Resource
-	(*ResourceKey)(nil),           // 23: aval.wire.v1.ResourceKey
-	(*Bundle)(nil),                // 24: aval.wire.v1.Bundle
-	(*IssueResults)(nil),          // 25: aval.wire.v1.IssueResults
-	(*IssueResult)(nil),           // 26: aval.wire.v1.IssueResult
-	(*Receipt)(nil),               // 27: aval.wire.v1.Receipt
-	(*RecordsAck)(nil),            // 28: aval.wire.v1.RecordsAck
-	(*Checkpoints)(nil),           // 29: aval.wire.v1.Checkpoints
-	(*Checkpoint)(nil),            // 30: aval.wire.v1.Checkpoint
-	(*Goodbye)(nil),               // 31: aval.wire.v1.Goodbye
-	(*Announcement)(nil),          // 32: aval.wire.v1.Announcement
-	(*Announced)(nil),             // 33: aval.wire.v1.Announced
-	(*EndpointsRequest)(nil),      // 34: aval.wire.v1.EndpointsRequest
-	(*EndpointSet)(nil),           // 35: aval.wire.v1.EndpointSet
-	(*HolderRequest)(nil),         // 36: aval.wire.v1.HolderRequest
-	(*HolderResponse)(nil),        // 37: aval.wire.v1.HolderResponse
-	(*WatchRequest)(nil),          // 38: aval.wire.v1.WatchRequest
-	(*TookRequest)(nil),           // 39: aval.wire.v1.TookRequest
-	(*TookResponse)(nil),          // 40: aval.wire.v1.TookResponse
-	(*Snapshot)(nil),              // 41: aval.wire.v1.Snapshot
-	(*ExplainRequest)(nil),        // 42: aval.wire.v1.ExplainRequest
-	(*ExplainResponse)(nil),       // 43: aval.wire.v1.ExplainResponse
-	(*ExplainedRegistration)(nil), // 44: aval.wire.v1.ExplainedRegistration
-	(*StatusRequest)(nil),         // 45: aval.wire.v1.StatusRequest
-	(*StatusResponse)(nil),        // 46: aval.wire.v1.StatusResponse
-	(*ListEndpointsRequest)(nil),  // 47: aval.wire.v1.ListEndpointsRequest
-	(*ListEndpointsResponse)(nil), // 48: aval.wire.v1.ListEndpointsResponse
-	(*EndpointState)(nil),         // 49: aval.wire.v1.EndpointState
-	(*RotationStatusRequest)(nil), // 50: aval.wire.v1.RotationStatusRequest
-	(*RotateRequest)(nil),         // 51: aval.wire.v1.RotateRequest
-	(*RotationState)(nil),         // 52: aval.wire.v1.RotationState
-	(*RotationHolder)(nil),        // 53: aval.wire.v1.RotationHolder
-	(*RotationStep)(nil),          // 54: aval.wire.v1.RotationStep
-	(*ApplyRequest)(nil),          // 55: aval.wire.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 56: aval.wire.v1.ApplyResponse
-	(*Change)(nil),                // 57: aval.wire.v1.Change
-	(*GetRequest)(nil),            // 58: aval.wire.v1.GetRequest
-	(*GetResponse)(nil),           // 59: aval.wire.v1.GetResponse
-	(*DeleteRequest)(nil),         // 60: aval.wire.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 61: aval.wire.v1.DeleteResponse
-	(*CreateTokenRequest)(nil),    // 62: aval.wire.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 63: aval.wire.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),      // 64: aval.wire.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 65: aval.wire.v1.ListNodesResponse
-	(*NodeState)(nil),             // 66: aval.wire.v1.NodeState
-	(*LiveSVID)(nil),              // 67: aval.wire.v1.LiveSVID
-	(*EvictNodeRequest)(nil),      // 68: aval.wire.v1.EvictNodeRequest
-	(*EvictNodeResponse)(nil),     // 69: aval.wire.v1.EvictNodeResponse
-	(*EntriesRequest)(nil),        // 70: aval.wire.v1.EntriesRequest
-	(*EntriesResponse)(nil),       // 71: aval.wire.v1.EntriesResponse
-	(*BackupRequest)(nil),         // 72: aval.wire.v1.BackupRequest
-	(*BackupResponse)(nil),        // 73: aval.wire.v1.BackupResponse
-	(*ServerStatusRequest)(nil),   // 74: aval.wire.v1.ServerStatusRequest
-	(*ServerStatusResponse)(nil),  // 75: aval.wire.v1.ServerStatusResponse
-	(*KeySetState)(nil),           // 76: aval.wire.v1.KeySetState
-	(*AuthorityState)(nil),        // 77: aval.wire.v1.AuthorityState
-	(*LogState)(nil),              // 78: aval.wire.v1.LogState
-	(*ExplainStrictRequest)(nil),  // 79: aval.wire.v1.ExplainStrictRequest
-	(*ExplainStrictResponse)(nil), // 80: aval.wire.v1.ExplainStrictResponse
-	(*StrictWorkload)(nil),        // 81: aval.wire.v1.StrictWorkload
-	(*StrictException)(nil),       // 82: aval.wire.v1.StrictException
-	(*StrictPort)(nil),            // 83: aval.wire.v1.StrictPort
-	(*StrictClient)(nil),          // 84: aval.wire.v1.StrictClient
-	(*ProxyStatusRequest)(nil),    // 85: aval.wire.v1.ProxyStatusRequest
-	(*ProxyStatusResponse)(nil),   // 86: aval.wire.v1.ProxyStatusResponse
-	(*ProxyRegistry)(nil),         // 87: aval.wire.v1.ProxyRegistry
-	(*ProxyDestination)(nil),      // 88: aval.wire.v1.ProxyDestination
-	(*ProxyListener)(nil),         // 89: aval.wire.v1.ProxyListener
-	(*ConnectionsRequest)(nil),    // 90: aval.wire.v1.ConnectionsRequest
-	(*ConnectionsResponse)(nil),   // 91: aval.wire.v1.ConnectionsResponse
-	(*ProxyConnection)(nil),       // 92: aval.wire.v1.ProxyConnection
-	(*DrainRequest)(nil),          // 93: aval.wire.v1.DrainRequest
-	(*DrainResponse)(nil),         // 94: aval.wire.v1.DrainResponse
-	nil,                           // 95: aval.wire.v1.AttestResponse.AttributesEntry
-	nil,                           // 96: aval.wire.v1.Welcome.AttributesEntry
-	nil,                           // 97: aval.wire.v1.Endpoint.PortModesEntry
-	nil,                           // 98: aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	nil,                           // 99: aval.wire.v1.ExplainResponse.SelectorsEntry
-	nil,                           // 100: aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	nil,                           // 101: aval.wire.v1.CreateTokenRequest.AttributesEntry
-	nil,                           // 102: aval.wire.v1.NodeState.AttributesEntry
+	(*Position)(nil),                    // 0: aval.wire.v1.Position
+	(*AttestRequest)(nil),               // 1: aval.wire.v1.AttestRequest
+	(*AttestResponse)(nil),              // 2: aval.wire.v1.AttestResponse
+	(*Values)(nil),                      // 3: aval.wire.v1.Values
+	(*RenewRequest)(nil),                // 4: aval.wire.v1.RenewRequest
+	(*RenewResponse)(nil),               // 5: aval.wire.v1.RenewResponse
+	(*NodeFrame)(nil),                   // 6: aval.wire.v1.NodeFrame
+	(*Hello)(nil),                       // 7: aval.wire.v1.Hello
+	(*Ack)(nil),                         // 8: aval.wire.v1.Ack
+	(*IssueBatch)(nil),                  // 9: aval.wire.v1.IssueBatch
+	(*IssueRequest)(nil),                // 10: aval.wire.v1.IssueRequest
+	(*RecordBatch)(nil),                 // 11: aval.wire.v1.RecordBatch
+	(*ServerFrame)(nil),                 // 12: aval.wire.v1.ServerFrame
+	(*Reissue)(nil),                     // 13: aval.wire.v1.Reissue
+	(*Welcome)(nil),                     // 14: aval.wire.v1.Welcome
+	(*Endpoint)(nil),                    // 15: aval.wire.v1.Endpoint
+	(*EndpointKey)(nil),                 // 16: aval.wire.v1.EndpointKey
+	(*EndpointReport)(nil),              // 17: aval.wire.v1.EndpointReport
+	(*EndpointDelta)(nil),               // 18: aval.wire.v1.EndpointDelta
+	(*Settings)(nil),                    // 19: aval.wire.v1.Settings
+	(*Delta)(nil),                       // 20: aval.wire.v1.Delta
+	(*KeySet)(nil),                      // 21: aval.wire.v1.KeySet
+	(*Resource)(nil),                    // 22: aval.wire.v1.Resource
+	(*ResourceKey)(nil),                 // 23: aval.wire.v1.ResourceKey
+	(*Bundle)(nil),                      // 24: aval.wire.v1.Bundle
+	(*IssueResults)(nil),                // 25: aval.wire.v1.IssueResults
+	(*IssueResult)(nil),                 // 26: aval.wire.v1.IssueResult
+	(*Receipt)(nil),                     // 27: aval.wire.v1.Receipt
+	(*RecordsAck)(nil),                  // 28: aval.wire.v1.RecordsAck
+	(*Checkpoints)(nil),                 // 29: aval.wire.v1.Checkpoints
+	(*Checkpoint)(nil),                  // 30: aval.wire.v1.Checkpoint
+	(*Goodbye)(nil),                     // 31: aval.wire.v1.Goodbye
+	(*Announcement)(nil),                // 32: aval.wire.v1.Announcement
+	(*Announced)(nil),                   // 33: aval.wire.v1.Announced
+	(*EndpointsRequest)(nil),            // 34: aval.wire.v1.EndpointsRequest
+	(*EndpointSet)(nil),                 // 35: aval.wire.v1.EndpointSet
+	(*HolderRequest)(nil),               // 36: aval.wire.v1.HolderRequest
+	(*HolderResponse)(nil),              // 37: aval.wire.v1.HolderResponse
+	(*WatchRequest)(nil),                // 38: aval.wire.v1.WatchRequest
+	(*TookRequest)(nil),                 // 39: aval.wire.v1.TookRequest
+	(*TookResponse)(nil),                // 40: aval.wire.v1.TookResponse
+	(*Snapshot)(nil),                    // 41: aval.wire.v1.Snapshot
+	(*ExplainRequest)(nil),              // 42: aval.wire.v1.ExplainRequest
+	(*ExplainResponse)(nil),             // 43: aval.wire.v1.ExplainResponse
+	(*ExplainedRegistration)(nil),       // 44: aval.wire.v1.ExplainedRegistration
+	(*StatusRequest)(nil),               // 45: aval.wire.v1.StatusRequest
+	(*StatusResponse)(nil),              // 46: aval.wire.v1.StatusResponse
+	(*ListEndpointsRequest)(nil),        // 47: aval.wire.v1.ListEndpointsRequest
+	(*ListEndpointsResponse)(nil),       // 48: aval.wire.v1.ListEndpointsResponse
+	(*EndpointState)(nil),               // 49: aval.wire.v1.EndpointState
+	(*RotationStatusRequest)(nil),       // 50: aval.wire.v1.RotationStatusRequest
+	(*RotateRequest)(nil),               // 51: aval.wire.v1.RotateRequest
+	(*RotationState)(nil),               // 52: aval.wire.v1.RotationState
+	(*RotationHolder)(nil),              // 53: aval.wire.v1.RotationHolder
+	(*RotationStep)(nil),                // 54: aval.wire.v1.RotationStep
+	(*RequestIntermediateRequest)(nil),  // 55: aval.wire.v1.RequestIntermediateRequest
+	(*RequestIntermediateResponse)(nil), // 56: aval.wire.v1.RequestIntermediateResponse
+	(*ImportIntermediateRequest)(nil),   // 57: aval.wire.v1.ImportIntermediateRequest
+	(*ImportIntermediateResponse)(nil),  // 58: aval.wire.v1.ImportIntermediateResponse
+	(*UpstreamState)(nil),               // 59: aval.wire.v1.UpstreamState
+	(*ApplyRequest)(nil),                // 60: aval.wire.v1.ApplyRequest
+	(*ApplyResponse)(nil),               // 61: aval.wire.v1.ApplyResponse
+	(*Change)(nil),                      // 62: aval.wire.v1.Change
+	(*GetRequest)(nil),                  // 63: aval.wire.v1.GetRequest
+	(*GetResponse)(nil),                 // 64: aval.wire.v1.GetResponse
+	(*DeleteRequest)(nil),               // 65: aval.wire.v1.DeleteRequest
+	(*DeleteResponse)(nil),              // 66: aval.wire.v1.DeleteResponse
+	(*CreateTokenRequest)(nil),          // 67: aval.wire.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),         // 68: aval.wire.v1.CreateTokenResponse
+	(*ListNodesRequest)(nil),            // 69: aval.wire.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),           // 70: aval.wire.v1.ListNodesResponse
+	(*NodeState)(nil),                   // 71: aval.wire.v1.NodeState
+	(*LiveSVID)(nil),                    // 72: aval.wire.v1.LiveSVID
+	(*EvictNodeRequest)(nil),            // 73: aval.wire.v1.EvictNodeRequest
+	(*EvictNodeResponse)(nil),           // 74: aval.wire.v1.EvictNodeResponse
+	(*EntriesRequest)(nil),              // 75: aval.wire.v1.EntriesRequest
+	(*EntriesResponse)(nil),             // 76: aval.wire.v1.EntriesResponse
+	(*BackupRequest)(nil),               // 77: aval.wire.v1.BackupRequest
+	(*BackupResponse)(nil),              // 78: aval.wire.v1.BackupResponse
+	(*ServerStatusRequest)(nil),         // 79: aval.wire.v1.ServerStatusRequest
+	(*ServerStatusResponse)(nil),        // 80: aval.wire.v1.ServerStatusResponse
+	(*KeySetState)(nil),                 // 81: aval.wire.v1.KeySetState
+	(*AuthorityState)(nil),              // 82: aval.wire.v1.AuthorityState
+	(*LogState)(nil),                    // 83: aval.wire.v1.LogState
+	(*ExplainStrictRequest)(nil),        // 84: aval.wire.v1.ExplainStrictRequest
+	(*ExplainStrictResponse)(nil),       // 85: aval.wire.v1.ExplainStrictResponse
+	(*StrictWorkload)(nil),              // 86: aval.wire.v1.StrictWorkload
+	(*StrictException)(nil),             // 87: aval.wire.v1.StrictException
+	(*StrictPort)(nil),                  // 88: aval.wire.v1.StrictPort
+	(*StrictClient)(nil),                // 89: aval.wire.v1.StrictClient
+	(*ProxyStatusRequest)(nil),          // 90: aval.wire.v1.ProxyStatusRequest
+	(*ProxyStatusResponse)(nil),         // 91: aval.wire.v1.ProxyStatusResponse
+	(*ProxyRegistry)(nil),               // 92: aval.wire.v1.ProxyRegistry
+	(*ProxyDestination)(nil),            // 93: aval.wire.v1.ProxyDestination
+	(*ProxyListener)(nil),               // 94: aval.wire.v1.ProxyListener
+	(*ConnectionsRequest)(nil),          // 95: aval.wire.v1.ConnectionsRequest
+	(*ConnectionsResponse)(nil),         // 96: aval.wire.v1.ConnectionsResponse
+	(*ProxyConnection)(nil),             // 97: aval.wire.v1.ProxyConnection
+	(*DrainRequest)(nil),                // 98: aval.wire.v1.DrainRequest
+	(*DrainResponse)(nil),               // 99: aval.wire.v1.DrainResponse
+	nil,                                 // 100: aval.wire.v1.AttestResponse.AttributesEntry
+	nil,                                 // 101: aval.wire.v1.Welcome.AttributesEntry
+	nil,                                 // 102: aval.wire.v1.Endpoint.PortModesEntry
+	nil,                                 // 103: aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	nil,                                 // 104: aval.wire.v1.ExplainResponse.SelectorsEntry
+	nil,                                 // 105: aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	nil,                                 // 106: aval.wire.v1.CreateTokenRequest.AttributesEntry
+	nil,                                 // 107: aval.wire.v1.NodeState.AttributesEntry
 }
 var file_aval_proto_depIdxs = []int32{
 	24,  // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
-	95,  // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
+	100, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
 	7,   // 2: aval.wire.v1.NodeFrame.hello:type_name -> aval.wire.v1.Hello
 	8,   // 3: aval.wire.v1.NodeFrame.ack:type_name -> aval.wire.v1.Ack
 	9,   // 4: aval.wire.v1.NodeFrame.issue:type_name -> aval.wire.v1.IssueBatch
@@ -8109,8 +8425,8 @@ var file_aval_proto_depIdxs = []int32{
 	13,  // 17: aval.wire.v1.ServerFrame.reissue:type_name -> aval.wire.v1.Reissue
 	19,  // 18: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
 	0,   // 19: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
-	96,  // 20: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
-	97,  // 21: aval.wire.v1.Endpoint.port_modes:type_name -> aval.wire.v1.Endpoint.PortModesEntry
+	101, // 20: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
+	102, // 21: aval.wire.v1.Endpoint.port_modes:type_name -> aval.wire.v1.Endpoint.PortModesEntry
 	15,  // 22: aval.wire.v1.EndpointReport.endpoints:type_name -> aval.wire.v1.Endpoint
 	15,  // 23: aval.wire.v1.EndpointDelta.upserts:type_name -> aval.wire.v1.Endpoint
 	16,  // 24: aval.wire.v1.EndpointDelta.deletes:type_name -> aval.wire.v1.EndpointKey
@@ -8128,108 +8444,114 @@ var file_aval_proto_depIdxs = []int32{
 	0,   // 36: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
 	19,  // 37: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
 	24,  // 38: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
-	98,  // 39: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	103, // 39: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
 	22,  // 40: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
 	21,  // 41: aval.wire.v1.Snapshot.key_sets:type_name -> aval.wire.v1.KeySet
-	99,  // 42: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
+	104, // 42: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
 	44,  // 43: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
-	100, // 44: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	105, // 44: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
 	0,   // 45: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
 	49,  // 46: aval.wire.v1.ListEndpointsResponse.endpoints:type_name -> aval.wire.v1.EndpointState
 	15,  // 47: aval.wire.v1.EndpointState.endpoint:type_name -> aval.wire.v1.Endpoint
 	53,  // 48: aval.wire.v1.RotationState.holders:type_name -> aval.wire.v1.RotationHolder
 	54,  // 49: aval.wire.v1.RotationState.steps:type_name -> aval.wire.v1.RotationStep
-	57,  // 50: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
-	0,   // 51: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
-	23,  // 52: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
-	0,   // 53: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
-	23,  // 54: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
-	57,  // 55: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
-	0,   // 56: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
-	101, // 57: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
-	66,  // 58: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
-	102, // 59: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
-	0,   // 60: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
-	67,  // 61: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
-	66,  // 62: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
-	0,   // 63: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
-	77,  // 64: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
-	78,  // 65: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
-	76,  // 66: aval.wire.v1.ServerStatusResponse.key_sets:type_name -> aval.wire.v1.KeySetState
-	81,  // 67: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
-	83,  // 68: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
-	82,  // 69: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
-	84,  // 70: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
-	89,  // 71: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
-	87,  // 72: aval.wire.v1.ProxyStatusResponse.registry:type_name -> aval.wire.v1.ProxyRegistry
-	88,  // 73: aval.wire.v1.ProxyStatusResponse.resolved:type_name -> aval.wire.v1.ProxyDestination
-	15,  // 74: aval.wire.v1.ProxyRegistry.announced:type_name -> aval.wire.v1.Endpoint
-	92,  // 75: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
-	3,   // 76: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,   // 77: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,   // 78: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
-	3,   // 79: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,   // 80: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,   // 81: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	1,   // 82: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
-	4,   // 83: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
-	6,   // 84: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
-	38,  // 85: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
-	39,  // 86: aval.wire.v1.Proxy.Took:input_type -> aval.wire.v1.TookRequest
-	11,  // 87: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
-	32,  // 88: aval.wire.v1.Proxy.Announce:input_type -> aval.wire.v1.Announcement
-	34,  // 89: aval.wire.v1.Proxy.Endpoints:input_type -> aval.wire.v1.EndpointsRequest
-	36,  // 90: aval.wire.v1.Proxy.Holder:input_type -> aval.wire.v1.HolderRequest
-	42,  // 91: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
-	45,  // 92: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
-	55,  // 93: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
-	58,  // 94: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
-	60,  // 95: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
-	62,  // 96: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
-	64,  // 97: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
-	68,  // 98: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
-	70,  // 99: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
-	72,  // 100: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
-	74,  // 101: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
-	79,  // 102: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
-	47,  // 103: aval.wire.v1.Admin.ListEndpoints:input_type -> aval.wire.v1.ListEndpointsRequest
-	50,  // 104: aval.wire.v1.Admin.RotationStatus:input_type -> aval.wire.v1.RotationStatusRequest
-	51,  // 105: aval.wire.v1.Admin.Rotate:input_type -> aval.wire.v1.RotateRequest
-	85,  // 106: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
-	90,  // 107: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
-	93,  // 108: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
-	2,   // 109: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
-	5,   // 110: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
-	12,  // 111: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
-	41,  // 112: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
-	40,  // 113: aval.wire.v1.Proxy.Took:output_type -> aval.wire.v1.TookResponse
-	28,  // 114: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
-	33,  // 115: aval.wire.v1.Proxy.Announce:output_type -> aval.wire.v1.Announced
-	35,  // 116: aval.wire.v1.Proxy.Endpoints:output_type -> aval.wire.v1.EndpointSet
-	37,  // 117: aval.wire.v1.Proxy.Holder:output_type -> aval.wire.v1.HolderResponse
-	43,  // 118: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
-	46,  // 119: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
-	56,  // 120: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
-	59,  // 121: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
-	61,  // 122: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
-	63,  // 123: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
-	65,  // 124: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
-	69,  // 125: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
-	71,  // 126: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
-	73,  // 127: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
-	75,  // 128: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
-	80,  // 129: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
-	48,  // 130: aval.wire.v1.Admin.ListEndpoints:output_type -> aval.wire.v1.ListEndpointsResponse
-	52,  // 131: aval.wire.v1.Admin.RotationStatus:output_type -> aval.wire.v1.RotationState
-	52,  // 132: aval.wire.v1.Admin.Rotate:output_type -> aval.wire.v1.RotationState
-	86,  // 133: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
-	91,  // 134: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
-	94,  // 135: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
-	109, // [109:136] is the sub-list for method output_type
-	82,  // [82:109] is the sub-list for method input_type
-	82,  // [82:82] is the sub-list for extension type_name
-	82,  // [82:82] is the sub-list for extension extendee
-	0,   // [0:82] is the sub-list for field type_name
+	82,  // 50: aval.wire.v1.ImportIntermediateResponse.intermediate:type_name -> aval.wire.v1.AuthorityState
+	62,  // 51: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
+	0,   // 52: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
+	23,  // 53: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
+	0,   // 54: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
+	23,  // 55: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
+	62,  // 56: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
+	0,   // 57: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
+	106, // 58: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
+	71,  // 59: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
+	107, // 60: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
+	0,   // 61: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
+	72,  // 62: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
+	71,  // 63: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
+	0,   // 64: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
+	82,  // 65: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
+	83,  // 66: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
+	81,  // 67: aval.wire.v1.ServerStatusResponse.key_sets:type_name -> aval.wire.v1.KeySetState
+	59,  // 68: aval.wire.v1.ServerStatusResponse.upstream:type_name -> aval.wire.v1.UpstreamState
+	86,  // 69: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
+	88,  // 70: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
+	87,  // 71: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
+	89,  // 72: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
+	94,  // 73: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
+	92,  // 74: aval.wire.v1.ProxyStatusResponse.registry:type_name -> aval.wire.v1.ProxyRegistry
+	93,  // 75: aval.wire.v1.ProxyStatusResponse.resolved:type_name -> aval.wire.v1.ProxyDestination
+	15,  // 76: aval.wire.v1.ProxyRegistry.announced:type_name -> aval.wire.v1.Endpoint
+	97,  // 77: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
+	3,   // 78: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 79: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 80: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 81: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 82: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 83: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	1,   // 84: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
+	4,   // 85: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
+	6,   // 86: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
+	38,  // 87: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
+	39,  // 88: aval.wire.v1.Proxy.Took:input_type -> aval.wire.v1.TookRequest
+	11,  // 89: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
+	32,  // 90: aval.wire.v1.Proxy.Announce:input_type -> aval.wire.v1.Announcement
+	34,  // 91: aval.wire.v1.Proxy.Endpoints:input_type -> aval.wire.v1.EndpointsRequest
+	36,  // 92: aval.wire.v1.Proxy.Holder:input_type -> aval.wire.v1.HolderRequest
+	42,  // 93: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
+	45,  // 94: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
+	60,  // 95: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
+	63,  // 96: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
+	65,  // 97: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
+	67,  // 98: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
+	69,  // 99: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
+	73,  // 100: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
+	75,  // 101: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
+	77,  // 102: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
+	79,  // 103: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
+	84,  // 104: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
+	47,  // 105: aval.wire.v1.Admin.ListEndpoints:input_type -> aval.wire.v1.ListEndpointsRequest
+	50,  // 106: aval.wire.v1.Admin.RotationStatus:input_type -> aval.wire.v1.RotationStatusRequest
+	51,  // 107: aval.wire.v1.Admin.Rotate:input_type -> aval.wire.v1.RotateRequest
+	55,  // 108: aval.wire.v1.Admin.RequestIntermediate:input_type -> aval.wire.v1.RequestIntermediateRequest
+	57,  // 109: aval.wire.v1.Admin.ImportIntermediate:input_type -> aval.wire.v1.ImportIntermediateRequest
+	90,  // 110: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
+	95,  // 111: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
+	98,  // 112: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
+	2,   // 113: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
+	5,   // 114: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
+	12,  // 115: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
+	41,  // 116: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
+	40,  // 117: aval.wire.v1.Proxy.Took:output_type -> aval.wire.v1.TookResponse
+	28,  // 118: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
+	33,  // 119: aval.wire.v1.Proxy.Announce:output_type -> aval.wire.v1.Announced
+	35,  // 120: aval.wire.v1.Proxy.Endpoints:output_type -> aval.wire.v1.EndpointSet
+	37,  // 121: aval.wire.v1.Proxy.Holder:output_type -> aval.wire.v1.HolderResponse
+	43,  // 122: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
+	46,  // 123: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
+	61,  // 124: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
+	64,  // 125: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
+	66,  // 126: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
+	68,  // 127: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
+	70,  // 128: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
+	74,  // 129: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
+	76,  // 130: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
+	78,  // 131: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
+	80,  // 132: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
+	85,  // 133: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
+	48,  // 134: aval.wire.v1.Admin.ListEndpoints:output_type -> aval.wire.v1.ListEndpointsResponse
+	52,  // 135: aval.wire.v1.Admin.RotationStatus:output_type -> aval.wire.v1.RotationState
+	52,  // 136: aval.wire.v1.Admin.Rotate:output_type -> aval.wire.v1.RotationState
+	56,  // 137: aval.wire.v1.Admin.RequestIntermediate:output_type -> aval.wire.v1.RequestIntermediateResponse
+	58,  // 138: aval.wire.v1.Admin.ImportIntermediate:output_type -> aval.wire.v1.ImportIntermediateResponse
+	91,  // 139: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
+	96,  // 140: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
+	99,  // 141: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
+	113, // [113:142] is the sub-list for method output_type
+	84,  // [84:113] is the sub-list for method input_type
+	84,  // [84:84] is the sub-list for extension type_name
+	84,  // [84:84] is the sub-list for extension extendee
+	0,   // [0:84] is the sub-list for field type_name
 }
 
 func init() { file_aval_proto_init() }
@@ -8260,7 +8582,7 @@ func file_aval_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aval_proto_rawDesc), len(file_aval_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   103,
+			NumMessages:   108,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

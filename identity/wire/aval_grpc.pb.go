@@ -667,19 +667,21 @@ var Local_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Admin_Apply_FullMethodName          = "/aval.wire.v1.Admin/Apply"
-	Admin_Get_FullMethodName            = "/aval.wire.v1.Admin/Get"
-	Admin_Delete_FullMethodName         = "/aval.wire.v1.Admin/Delete"
-	Admin_CreateToken_FullMethodName    = "/aval.wire.v1.Admin/CreateToken"
-	Admin_ListNodes_FullMethodName      = "/aval.wire.v1.Admin/ListNodes"
-	Admin_EvictNode_FullMethodName      = "/aval.wire.v1.Admin/EvictNode"
-	Admin_Entries_FullMethodName        = "/aval.wire.v1.Admin/Entries"
-	Admin_Backup_FullMethodName         = "/aval.wire.v1.Admin/Backup"
-	Admin_ServerStatus_FullMethodName   = "/aval.wire.v1.Admin/ServerStatus"
-	Admin_ExplainStrict_FullMethodName  = "/aval.wire.v1.Admin/ExplainStrict"
-	Admin_ListEndpoints_FullMethodName  = "/aval.wire.v1.Admin/ListEndpoints"
-	Admin_RotationStatus_FullMethodName = "/aval.wire.v1.Admin/RotationStatus"
-	Admin_Rotate_FullMethodName         = "/aval.wire.v1.Admin/Rotate"
+	Admin_Apply_FullMethodName               = "/aval.wire.v1.Admin/Apply"
+	Admin_Get_FullMethodName                 = "/aval.wire.v1.Admin/Get"
+	Admin_Delete_FullMethodName              = "/aval.wire.v1.Admin/Delete"
+	Admin_CreateToken_FullMethodName         = "/aval.wire.v1.Admin/CreateToken"
+	Admin_ListNodes_FullMethodName           = "/aval.wire.v1.Admin/ListNodes"
+	Admin_EvictNode_FullMethodName           = "/aval.wire.v1.Admin/EvictNode"
+	Admin_Entries_FullMethodName             = "/aval.wire.v1.Admin/Entries"
+	Admin_Backup_FullMethodName              = "/aval.wire.v1.Admin/Backup"
+	Admin_ServerStatus_FullMethodName        = "/aval.wire.v1.Admin/ServerStatus"
+	Admin_ExplainStrict_FullMethodName       = "/aval.wire.v1.Admin/ExplainStrict"
+	Admin_ListEndpoints_FullMethodName       = "/aval.wire.v1.Admin/ListEndpoints"
+	Admin_RotationStatus_FullMethodName      = "/aval.wire.v1.Admin/RotationStatus"
+	Admin_Rotate_FullMethodName              = "/aval.wire.v1.Admin/Rotate"
+	Admin_RequestIntermediate_FullMethodName = "/aval.wire.v1.Admin/RequestIntermediate"
+	Admin_ImportIntermediate_FullMethodName  = "/aval.wire.v1.Admin/ImportIntermediate"
 )
 
 // AdminClient is the client API for Admin service.
@@ -706,6 +708,11 @@ type AdminClient interface {
 	RotationStatus(ctx context.Context, in *RotationStatusRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RotationState], error)
 	// Rotate starts, aborts, advances or forces a rotation, or taints.
 	Rotate(ctx context.Context, in *RotateRequest, opts ...grpc.CallOption) (*RotationState, error)
+	// RequestIntermediate returns a certificate request for the server's
+	// intermediate, for a root that it can't reach.
+	RequestIntermediate(ctx context.Context, in *RequestIntermediateRequest, opts ...grpc.CallOption) (*RequestIntermediateResponse, error)
+	// ImportIntermediate puts in force what was signed for that request.
+	ImportIntermediate(ctx context.Context, in *ImportIntermediateRequest, opts ...grpc.CallOption) (*ImportIntermediateResponse, error)
 }
 
 type adminClient struct {
@@ -873,6 +880,26 @@ func (c *adminClient) Rotate(ctx context.Context, in *RotateRequest, opts ...grp
 	return out, nil
 }
 
+func (c *adminClient) RequestIntermediate(ctx context.Context, in *RequestIntermediateRequest, opts ...grpc.CallOption) (*RequestIntermediateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RequestIntermediateResponse)
+	err := c.cc.Invoke(ctx, Admin_RequestIntermediate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ImportIntermediate(ctx context.Context, in *ImportIntermediateRequest, opts ...grpc.CallOption) (*ImportIntermediateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ImportIntermediateResponse)
+	err := c.cc.Invoke(ctx, Admin_ImportIntermediate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -897,6 +924,11 @@ type AdminServer interface {
 	RotationStatus(*RotationStatusRequest, grpc.ServerStreamingServer[RotationState]) error
 	// Rotate starts, aborts, advances or forces a rotation, or taints.
 	Rotate(context.Context, *RotateRequest) (*RotationState, error)
+	// RequestIntermediate returns a certificate request for the server's
+	// intermediate, for a root that it can't reach.
+	RequestIntermediate(context.Context, *RequestIntermediateRequest) (*RequestIntermediateResponse, error)
+	// ImportIntermediate puts in force what was signed for that request.
+	ImportIntermediate(context.Context, *ImportIntermediateRequest) (*ImportIntermediateResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -945,6 +977,12 @@ func (UnimplementedAdminServer) RotationStatus(*RotationStatusRequest, grpc.Serv
 }
 func (UnimplementedAdminServer) Rotate(context.Context, *RotateRequest) (*RotationState, error) {
 	return nil, status.Error(codes.Unimplemented, "method Rotate not implemented")
+}
+func (UnimplementedAdminServer) RequestIntermediate(context.Context, *RequestIntermediateRequest) (*RequestIntermediateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RequestIntermediate not implemented")
+}
+func (UnimplementedAdminServer) ImportIntermediate(context.Context, *ImportIntermediateRequest) (*ImportIntermediateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ImportIntermediate not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -1180,6 +1218,42 @@ func _Admin_Rotate_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_RequestIntermediate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RequestIntermediateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RequestIntermediate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RequestIntermediate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RequestIntermediate(ctx, req.(*RequestIntermediateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ImportIntermediate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImportIntermediateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ImportIntermediate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ImportIntermediate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ImportIntermediate(ctx, req.(*ImportIntermediateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1226,6 +1300,14 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Rotate",
 			Handler:    _Admin_Rotate_Handler,
+		},
+		{
+			MethodName: "RequestIntermediate",
+			Handler:    _Admin_RequestIntermediate_Handler,
+		},
+		{
+			MethodName: "ImportIntermediate",
+			Handler:    _Admin_ImportIntermediate_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

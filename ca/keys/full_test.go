@@ -1,0 +1,7 @@
+// This file says that every home is built in.
+
+//go:build full
+
+package keys
+
+const full = true
