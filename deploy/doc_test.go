@@ -152,13 +152,13 @@ func TestEveryMetricIsInTheTable(t *testing.T) {
 // TestEveryFieldOfTheProxysFileIsInItsPages: what the file takes can be read
 // about.
 func TestEveryFieldOfTheProxysFileIsInItsPages(t *testing.T) {
-	var pages string
+	var pages strings.Builder
 	for _, name := range []string{"docs/proxy.md", "docs/transparent.md"} {
 		text, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		pages += string(text)
+		pages.WriteString(string(text))
 	}
 	field := regexp.MustCompile("(?m)^\\t.*`json:\"([a-zA-Z]+)\"`")
 	for _, name := range []string{"config.go", "transparent.go", "destination.go", "announce.go", "requestrecord.go", "request/config.go"} {
@@ -171,7 +171,7 @@ func TestEveryFieldOfTheProxysFileIsInItsPages(t *testing.T) {
 			t.Errorf("proxy/%s has no fields: the list of files is stale", name)
 		}
 		for _, m := range found {
-			if !regexp.MustCompile(`\b` + string(m[1]) + `\b`).MatchString(pages) {
+			if !regexp.MustCompile(`\b` + string(m[1]) + `\b`).MatchString(pages.String()) {
 				t.Errorf("neither proxy.md nor transparent.md tells of %s (proxy/%s)", m[1], name)
 			}
 		}
