@@ -3,10 +3,12 @@
 package deploy
 
 import (
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -100,6 +102,77 @@ func TestLinksOfTheDocsLeadSomewhere(t *testing.T) {
 		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
 			if _, err := os.Stat(filepath.Join(filepath.Dir(page), m[1])); err != nil {
 				t.Errorf("%s links to %s, which is not there", page, m[1])
+			}
+		}
+	}
+}
+
+// TestEveryMetricIsInTheTable: an operator finds each metric of the code in
+// the table, and the table names none that is gone.
+func TestEveryMetricIsInTheTable(t *testing.T) {
+	page, err := os.ReadFile("docs/operation.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	for row := range strings.Lines(string(page)) {
+		if first, _, _ := strings.Cut(strings.TrimPrefix(row, "|"), "|"); strings.HasPrefix(row, "| `aval_") {
+			told = append(told, regexp.MustCompile("aval_[a-z_]+").FindAllString(first, -1)...)
+		}
+	}
+	made := regexp.MustCompile(`"(aval_(?:server|agent|proxy)_[a-z_]+)"`)
+	var coded []string
+	for _, room := range []string{"ca", "agent", "proxy"} {
+		err := filepath.WalkDir(filepath.Join("..", room), func(path string, _ fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			for _, m := range made.FindAllStringSubmatch(string(text), -1) {
+				coded = append(coded, m[1])
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range coded {
+		if !slices.Contains(told, name) {
+			t.Errorf("docs/operation.md doesn't tell of %s", name)
+		}
+	}
+	for _, name := range told {
+		if !slices.Contains(coded, name) {
+			t.Errorf("docs/operation.md tells of %s, which no code makes", name)
+		}
+	}
+}
+
+// TestEveryFieldOfTheProxysFileIsInItsPages: what the file takes can be read
+// about.
+func TestEveryFieldOfTheProxysFileIsInItsPages(t *testing.T) {
+	var pages strings.Builder
+	for _, name := range []string{"docs/proxy.md", "docs/transparent.md"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages.WriteString(string(text))
+	}
+	field := regexp.MustCompile("(?m)^\\t.*`json:\"([a-zA-Z]+)\"`")
+	for _, name := range []string{"config.go", "transparent.go", "destination.go", "announce.go", "requestrecord.go", "request/config.go"} {
+		text, err := os.ReadFile(filepath.Join("..", "proxy", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := field.FindAllSubmatch(text, -1)
+		if len(found) == 0 && name != "destination.go" && name != "requestrecord.go" {
+			t.Errorf("proxy/%s has no fields: the list of files is stale", name)
+		}
+		for _, m := range found {
+			if !regexp.MustCompile(`\b` + string(m[1]) + `\b`).MatchString(pages.String()) {
+				t.Errorf("neither proxy.md nor transparent.md tells of %s (proxy/%s)", m[1], name)
 			}
 		}
 	}

@@ -96,6 +96,7 @@ func (v *visit) look(until time.Time) error {
 // application where it was dialled already.
 func (v *visit) route(ctx context.Context, err error, far *raw) bool {
 	v.l.near.prefix = v.opening.raw
+	v.p.metrics.firstBytes.WithLabelValues(v.opening.kind(v.st.names())).Inc()
 	switch {
 	case err != nil:
 		return v.refuse(reasonOf(err), "before the first bytes told what it is", v.undecided(), far)
@@ -124,6 +125,7 @@ func (v *visit) serverFirst(ctx context.Context) bool {
 		// can still be let in.
 		err = v.look(v.deadline)
 		if isTimeout(err) && !v.began.Load() {
+			v.p.metrics.firstBytes.WithLabelValues(audit.ProtocolSilent).Inc()
 			d := v.verdict("")
 			v.transport = audit.TransportPlaintext
 			return v.refuse(d.Reason, "", d, nil)
@@ -146,6 +148,7 @@ func (v *visit) serverFirst(ctx context.Context) bool {
 		return v.route(ctx, err, far)
 	}
 	// The application spoke, or nobody did in all that time.
+	v.p.metrics.firstBytes.WithLabelValues(kindServerFirst).Inc()
 	return v.plaintext(ctx, audit.TransportPlaintext, far)
 }
 

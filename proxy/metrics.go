@@ -12,6 +12,7 @@ import (
 
 type metrics struct {
 	connections *prometheus.CounterVec
+	firstBytes  *prometheus.CounterVec
 	open        prometheus.GaugeFunc
 	handshake   prometheus.Histogram
 	lifetime    prometheus.GaugeFunc
@@ -29,6 +30,10 @@ func newMetrics(p *Proxy) *metrics {
 			Name: "aval_proxy_connections_total",
 			Help: "Connections by how they were decided.",
 		}, []string{"direction", "transport", "verdict", "reason"}),
+		firstBytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "aval_proxy_first_bytes_total",
+			Help: "Inbound connections by what their first bytes turned out to be.",
+		}, []string{"kind"}),
 		open: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "aval_proxy_connections_open",
 			Help: "Connections open now, those in their handshake included.",
@@ -83,6 +88,6 @@ func newMetrics(p *Proxy) *metrics {
 // Collectors returns the proxy's metrics for registration.
 func (p *Proxy) Collectors() []prometheus.Collector {
 	m := p.metrics
-	return append([]prometheus.Collector{m.connections, m.open, m.handshake, m.lifetime, m.snapshots, m.lost, m.reported, m.panics, m.resolved, m.registered},
+	return append([]prometheus.Collector{m.connections, m.firstBytes, m.open, m.handshake, m.lifetime, m.snapshots, m.lost, m.reported, m.panics, m.resolved, m.registered},
 		p.requestMetrics.Collectors()...)
 }

@@ -1,6 +1,6 @@
-// This file holds what the first bytes of a client without identity say of
-// it: enough to tell a health probe from an application, and nothing that was
-// said.
+// This file holds what a client's first bytes say of it: whose TLS they begin
+// or, without an identity, enough to tell a health probe from an application,
+// and nothing that was said.
 
 package proxy
 
@@ -43,6 +43,31 @@ func spoken(transport string, reason audit.Reason, first []byte) string {
 		return audit.ProtocolProbe
 	}
 	return audit.ProtocolHTTP
+}
+
+// What first bytes turn out to be, beside the audit.Protocol… of those without
+// TLS.
+const (
+	kindMeshTLS     = "mesh_tls"     // a ClientHello for this workload
+	kindForeignTLS  = "foreign_tls"  // a ClientHello for another name
+	kindBroken      = "broken"       // no ClientHello that can be read, or one that never was whole
+	kindServerFirst = "server_first" // the client let the application speak first
+)
+
+// kind names what the first bytes are, of a workload with these names.
+// Nothing that they hold is in it.
+func (o *opening) kind(names []string) string {
+	switch {
+	case len(o.raw) == 0:
+		return audit.ProtocolSilent
+	case o.stage == stagePlain:
+		return spoken(audit.TransportPlaintext, "", o.raw)
+	case o.stage == stageHello && o.hello.forMesh(names):
+		return kindMeshTLS
+	case o.stage == stageHello:
+		return kindForeignTLS
+	}
+	return kindBroken
 }
 
 // isProbe reports whether an HTTP/1.x request asks for health, by its user

@@ -40,6 +40,7 @@ namespace.`,
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, directory, or - for the standard input; may be repeated")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only show what would change")
 	cmd.Flags().Var(&choice{&from, []string{"aval", "istio"}}, "from", "whose documents the files hold: aval, istio")
+	_ = cmd.RegisterFlagCompletionFunc("from", cobra.FixedCompletions([]string{"aval", "istio"}, cobra.ShellCompDirectiveNoFileComp))
 	c.namespaceFlag(cmd, defaultNamespace, "namespace of documents that name none")
 	c.adminFlag(cmd)
 	c.outputFlag(cmd, formTable, formJSON, formYAML)

@@ -277,6 +277,9 @@ func TestVersionAndCompletion(t *testing.T) {
 			t.Errorf("%s: exit %d", shell, code)
 		}
 	}
+	if code, out, _ := execute(t, "", "__complete", "apply", "--from", ""); code != exitDone || !strings.Contains(out, "istio") {
+		t.Errorf("code %d, output %q", code, out)
+	}
 	if code, out, _ := execute(t, "", "__complete", "get", ""); code != exitDone || !strings.Contains(out, "registrations") {
 		t.Errorf("completion of kinds: exit %d, %s", code, out)
 	}

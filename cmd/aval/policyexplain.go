@@ -137,6 +137,8 @@ type explainedPolicy struct {
 	// Tokens are the RequestAuthentications that apply: a request without a
 	// token passes them, one with a token that none takes does not.
 	Tokens []string `json:"tokens,omitempty"`
+	// TokenFault says why none takes the token.
+	TokenFault string `json:"token_fault,omitempty"`
 	// Dropped are fields that only HTTP has, which count only in requests.
 	Dropped []string `json:"dropped,omitempty"`
 }
@@ -149,6 +151,7 @@ type matchingRule struct {
 
 func (c *cli) showExplained(e *estate, w identity.Registration, r *policy.Request) error {
 	set := e.compile(w)
+	token := r.JWT
 	valid := authenticate(set, r)
 	d := set.DecideRequest(r)
 	if !valid {
@@ -165,6 +168,9 @@ func (c *cli) showExplained(e *estate, w identity.Registration, r *policy.Reques
 		out.Matching = append(out.Matching, matchingRule{m.Policy, m.Rule, m.Action.String()})
 	}
 	out.Tokens = set.Authentication().Policies()
+	if !valid {
+		out.TokenFault = tokenFault(set.Authentication(), token)
+	}
 	if r.HTTP == nil {
 		out.Dropped = set.RequestFields(r.Port)
 	}
@@ -193,6 +199,9 @@ func (c *cli) printExplained(out explainedPolicy, d policy.Decision) {
 	fmt.Fprintf(c.out, "  consulted  %s\n", orDash(strings.Join(out.Consulted, ", ")))
 	for _, m := range out.Matching {
 		fmt.Fprintf(c.out, "  matches    %s %s spec.rules[%d]\n", m.Action, m.Policy, m.Rule)
+	}
+	if out.TokenFault != "" {
+		fmt.Fprintf(c.out, "  token      %s\n", out.TokenFault)
 	}
 	if len(out.Tokens) > 0 && len(out.Dropped) == 0 {
 		fmt.Fprintf(c.out, "  tokens     by %s; a request without one passes them\n", strings.Join(out.Tokens, ", "))

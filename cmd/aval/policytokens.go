@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/document"
@@ -99,6 +101,21 @@ func authenticate(set *policy.Set, r *policy.Request) bool {
 		return false
 	}
 	return true
+}
+
+// tokenFault says why no rule takes a token with these claims.
+func tokenFault(a *policy.Authentication, t *policy.JWT) string {
+	var issuers, audiences []string
+	for _, r := range a.Rules() {
+		issuers = append(issuers, r.Issuer)
+		if r.Issuer == t.Issuer {
+			audiences = append(audiences, r.Audiences...)
+		}
+	}
+	if !slices.Contains(issuers, t.Issuer) {
+		return fmt.Sprintf("iss is %q, and rules are there for %s", t.Issuer, strings.Join(issuers, ", "))
+	}
+	return fmt.Sprintf("aud is %q, and the rules of its issuer take %s", t.Audiences, strings.Join(audiences, ", "))
 }
 
 // claimsOf reads claims as a flag has them.
