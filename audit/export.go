@@ -18,6 +18,8 @@ type Filter struct {
 	Kinds    []Kind    // of one of these kinds
 	Verdicts []Verdict // of one of these verdicts
 	SPIFFEID string    // about this identity, or a connection that it was an end of
+	Serial   string    // about this certificate, or a connection that it was shown on
+	Node     string    // of this node
 }
 
 // Match reports whether the event passes the filter.
@@ -26,7 +28,9 @@ func (f Filter) Match(e Event) bool {
 		(f.Until.IsZero() || e.Time.Before(f.Until)) &&
 		(len(f.Kinds) == 0 || slices.Contains(f.Kinds, e.Kind)) &&
 		(len(f.Verdicts) == 0 || slices.Contains(f.Verdicts, e.Verdict)) &&
-		(f.SPIFFEID == "" || f.SPIFFEID == e.SPIFFEID || f.SPIFFEID == e.ClientID || f.SPIFFEID == e.ServerID)
+		(f.SPIFFEID == "" || f.SPIFFEID == e.SPIFFEID || f.SPIFFEID == e.ClientID || f.SPIFFEID == e.ServerID) &&
+		(f.Serial == "" || f.Serial == e.Serial || f.Serial == e.ClientSerial || f.Serial == e.ServerSerial) &&
+		(f.Node == "" || f.Node == e.Node)
 }
 
 // ExportJSONL writes the entries that pass the filter as JSON objects, one a

@@ -29,7 +29,8 @@ const (
 
 func (c *cli) auditCommand() *cobra.Command {
 	return group("audit", "The record: what was issued, who spoke to whom",
-		c.auditTailCommand(), c.auditShowCommand(), c.auditVerifyCommand(), c.auditExportCommand(), c.auditSchemaCommand())
+		c.auditTailCommand(), c.auditShowCommand(), c.auditProveCommand(), c.auditConsistencyCommand(),
+		c.auditVerifyCommand(), c.auditExportCommand(), c.auditSchemaCommand())
 }
 
 // entryFilter is what the flags of tail and export say.

@@ -164,7 +164,7 @@ func documentTable(docs []document.Document, keys keyStates, w io.Writer) error 
 			}
 			m := d.Metadata()
 			cells := append([]string{strings.ToLower(k.kind), m.Namespace, m.Name}, k.cells(d)...)
-			t.add(append(cells, age(m.CreationTimestamp))...)
+			t.add(append(cells, aged(m.CreationTimestamp))...)
 		}
 		if len(t.rows) == 0 {
 			continue
@@ -180,7 +180,7 @@ func documentTable(docs []document.Document, keys keyStates, w io.Writer) error 
 	return nil
 }
 
-func age(t time.Time) string {
+func aged(t time.Time) string {
 	if t.IsZero() {
 		return "-"
 	}

@@ -16,24 +16,29 @@ import (
 )
 
 func (c *cli) restoreCommand() *cobra.Command {
-	var dataDir, input string
+	var dataDir, input, identity string
 	var force bool
 	cmd := &cobra.Command{
 		Use: "restore --data-dir DIR --input FILE", Short: "Put a backup in place of a stopped server's store", Args: takes(),
 		Long: `Restore checks a backup and puts it in place of the store of a server that is
 stopped. The restored store begins a new epoch, so that every agent takes a
 full new snapshot. An existing store is replaced with --force alone. Where root
-runs it, the files go to the owner of the data directory.`,
-		Example: "  aval restore --data-dir /var/lib/aval/server --input aval.backup --force",
+runs it, the files go to the owner of the data directory.
+
+An encrypted backup needs --identity, a file with the age identity that one of its
+recipients belongs to.`,
+		Example: `  aval restore --data-dir /var/lib/aval/server --input aval.backup --force
+  aval restore --data-dir /var/lib/aval/server --input aval.backup.age --identity key.txt --force`,
 	}
 	cmd.Flags().StringVar(&dataDir, "data-dir", "", "the server's data directory")
 	cmd.Flags().StringVar(&input, "input", "", "the backup")
+	cmd.Flags().StringVar(&identity, "identity", "", "file with age identities, to decrypt the backup")
 	cmd.Flags().BoolVar(&force, "force", false, "replace an existing store")
 	cmd.RunE = act(func(_ context.Context, _ []string) error {
 		if dataDir == "" || input == "" {
 			return usage(errors.New("restore: --data-dir and --input are both needed"))
 		}
-		return c.restore(dataDir, input, force)
+		return c.restore(dataDir, input, identity, force)
 	})
 	return cmd
 }
@@ -41,10 +46,15 @@ runs it, the files go to the owner of the data directory.`,
 // storeFile is where a server keeps its store in its data directory.
 const storeFile = "store.db"
 
-func (c *cli) restore(dataDir, input string, force bool) error {
+func (c *cli) restore(dataDir, input, identity string, force bool) error {
 	if path := filepath.Join(dataDir, storeFile); !force && exists(path) {
 		return hinted(fmt.Errorf("restore: %s is there already", path), exitNegative, "--force replaces it")
 	}
+	input, done, err := openBackup(dataDir, input, identity)
+	if err != nil {
+		return err
+	}
+	defer done()
 	r, err := server.Restore(input, dataDir)
 	if errors.Is(err, server.ErrLocked) {
 		return hinted(err, exitNegative, "stop the server of %s first", dataDir)

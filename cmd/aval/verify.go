@@ -39,7 +39,7 @@ type verification struct {
 }
 
 func (c *cli) auditVerifyCommand() *cobra.Command {
-	var dataDir, log, key, checkpoints string
+	var dataDir, log, key, checkpoints, proof string
 	cmd := &cobra.Command{
 		Use: "verify", Short: "Check that nothing in the record was changed", Args: takes(),
 		Long: `Verify checks each entry, the hash chain, the Merkle tiles and the signed
@@ -48,21 +48,31 @@ log. It names the first bad entry's index, or the tile, and exits with 1.
 
 With --checkpoints it also checks the log against earlier checkpoints, such as
 those that an agent kept (DATA/checkpoints): whoever rewrote history, key and
-all, is shown by them.`,
+all, is shown by them.
+
+With --proof it checks a file that "aval audit prove" or "aval audit consistency"
+wrote, by the verifier key alone: neither server nor log is needed. A proof of
+consistency is checked against the earlier checkpoint, named by --checkpoints.`,
 		Example: `  aval audit verify --data-dir /var/lib/aval/server
   aval audit verify --log /copy/authority --key authority.pub -o json
-  aval audit verify --data-dir /var/lib/aval/server --checkpoints /var/lib/aval/agent/checkpoints`,
+  aval audit verify --data-dir /var/lib/aval/server --checkpoints /var/lib/aval/agent/checkpoints
+  aval audit verify --proof web.tlog-proof --key authority.vkey
+  aval audit verify --proof since-may.proof --key authority.vkey --checkpoints may.checkpoint`,
 	}
+	cmd.Flags().StringVar(&proof, "proof", "", "file with a proof to check instead of a log; - is the standard input")
 	cmd.Flags().StringVar(&dataDir, "data-dir", "", "the server's data directory: both of its logs")
 	cmd.Flags().StringVar(&log, "log", "", "the directory of one log, or of a copy")
 	cmd.Flags().StringVar(&key, "key", "", "file with the log's key: the verifier key's text, or the server's key file (default: key.pub beside the log)")
 	cmd.Flags().StringVar(&checkpoints, "checkpoints", "", "directory or file with earlier checkpoints of the log")
-	cmd.MarkFlagsMutuallyExclusive("data-dir", "log")
+	cmd.MarkFlagsMutuallyExclusive("data-dir", "log", "proof")
 	cmd.MarkFlagsMutuallyExclusive("data-dir", "key")
 	c.outputFlag(cmd, formTable, formJSON, formYAML)
 	cmd.RunE = act(func(context.Context, []string) error {
+		if proof != "" {
+			return c.verifyProof(proof, key, checkpoints)
+		}
 		if dataDir == "" && log == "" {
-			return usage(errors.New("audit verify: name the record: --data-dir, or --log for one log"))
+			return usage(errors.New("audit verify: name the record: --data-dir, --log for one log, or --proof for one proof"))
 		}
 		targets := []logTarget{{name: filepath.Base(log), dir: log, key: key}}
 		if dataDir != "" {
