@@ -200,9 +200,14 @@ func gone(c net.Conn) error {
 // eventually waits for a condition without sleeping through it.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
+	eventuallyWithin(t, 8*time.Second, what, ok)
+}
+
+func eventuallyWithin(t testing.TB, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	timeout := time.After(8 * time.Second)
+	timeout := time.After(limit)
 	for !ok() {
 		select {
 		case <-tick.C:

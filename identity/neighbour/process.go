@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -49,8 +50,9 @@ func printable(s string) string {
 }
 
 // Holders finds the processes that hold sockets. It looks at processes of
-// their users alone, until all are found or the time is up, and only at those
-// that this process may look at: without privileges its own user's.
+// their users alone, the youngest first, since a client has mostly just begun,
+// until all are found or the time is up, and only at those that this process
+// may look at: without privileges its own user's.
 func Holders(sockets []Socket, until time.Time) map[Socket]Process {
 	found, links := map[Socket]Process{}, map[string]Socket{}
 	users := map[uint32]bool{}
@@ -58,33 +60,38 @@ func Holders(sockets []Socket, until time.Time) map[Socket]Process {
 		links["socket:["+strconv.FormatUint(uint64(s.Inode), 10)+"]"] = s
 		users[s.UID] = true
 	}
-	procs, err := os.Open("/proc")
-	if err != nil {
-		return found
-	}
-	defer procs.Close()
-	for len(found) < len(links) {
-		names, err := procs.Readdirnames(128)
-		for _, name := range names {
-			if name[0] < '0' || name[0] > '9' || len(found) == len(links) {
-				continue
-			}
-			if time.Now().After(until) {
-				return found
-			}
-			lookAt("/proc/"+name, links, users, found)
-		}
-		if err != nil {
+	for _, pid := range processes() {
+		if len(found) == len(links) || time.Now().After(until) {
 			break
 		}
+		lookAt("/proc/"+strconv.Itoa(pid), links, users, until, found)
 	}
 	return found
+}
+
+// processes returns the numbers of the processes of this machine, the highest
+// first.
+func processes() []int {
+	procs, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer procs.Close()
+	names, _ := procs.Readdirnames(-1) // what was read before an error counts
+	var pids []int
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	slices.SortFunc(pids, func(a, b int) int { return b - a })
+	return pids
 }
 
 // lookAt enters the sockets that a process holds. What is read of the process
 // counts only if it still holds the socket after that: its number may have
 // become another's.
-func lookAt(dir string, links map[string]Socket, users map[uint32]bool, found map[Socket]Process) {
+func lookAt(dir string, links map[string]Socket, users map[uint32]bool, until time.Time, found map[Socket]Process) {
 	info, err := os.Stat(dir)
 	if err != nil {
 		return
@@ -114,7 +121,7 @@ func lookAt(dir string, links map[string]Socket, users map[uint32]bool, found ma
 				found[s] = p
 			}
 		}
-		if err != nil {
+		if err != nil || time.Now().After(until) {
 			return
 		}
 	}
