@@ -352,7 +352,7 @@ func (c *cli) exportOffline(f entryFilter, filter audit.Filter) error {
 		if f.log != "" && f.log != log {
 			continue
 		}
-		if _, err := audit.ExportJSONL(c.out, audit.EntriesIn(logDir(f.dataDir, log), 0), filter); err != nil {
+		if _, err := audit.ExportJSONL(c.out, audit.SearchDir(logDir(f.dataDir, log), filter), filter); err != nil {
 			return fmt.Errorf("%s log: %w", log, err)
 		}
 	}
