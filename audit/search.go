@@ -129,3 +129,40 @@ func dropSummary(dir string, first int64) error {
 	}
 	return nil
 }
+
+// Search calls fn with each entry from index from on that passes the filter,
+// up to what is durable at the time of the call, in order. It returns the
+// index behind the last entry that was looked at, and ends early with fn's
+// error or the context's cause.
+func (l *Log) Search(ctx context.Context, from int64, f Filter, fn func(Entry) error) (next int64, err error) {
+	l.mu.Lock()
+	end := l.durable
+	var bounds []int64 // where segments begin, and the end of the last
+	for _, s := range l.segments {
+		bounds = append(bounds, s.first)
+	}
+	bounds = append(bounds, end)
+	l.mu.Unlock()
+	next = max(from, bounds[0])
+	for i := range len(bounds) - 1 {
+		if bounds[i+1] <= next || i+2 < len(bounds) && !mayMatch(l.cfg.Dir, bounds[i], bounds[i+1], f) {
+			next = max(next, bounds[i+1])
+			continue
+		}
+		err := l.scan(next, bounds[i+1], func(index int64, fr frame) error {
+			e, err := decodeEntry(index, fr.payload)
+			if err == nil && f.Match(e.Event) {
+				err = fn(e)
+			}
+			if err != nil {
+				return err
+			}
+			next = index + 1
+			return context.Cause(ctx)
+		})
+		if err != nil {
+			return next, fmt.Errorf("search log: %w", err)
+		}
+	}
+	return next, nil
+}

@@ -181,3 +181,25 @@ func FuzzSummary(f *testing.F) {
 		}
 	})
 }
+
+func TestSearchOfAnOpenLogEndsAtWhatIsDurable(t *testing.T) {
+	dir, firsts := searchable(t)
+	l := mustOpen(t, testConfig(dir))
+	for i, f := range searches {
+		for _, from := range []int64{0, firsts[2] + 1, 399, 400} {
+			var want, got []int64
+			for _, index := range search(t, dir, f) {
+				if index >= from {
+					want = append(want, index)
+				}
+			}
+			next, err := l.Search(t.Context(), from, f, func(e Entry) error {
+				got = append(got, e.Index)
+				return nil
+			})
+			if err != nil || next != 400 || fmt.Sprint(got) != fmt.Sprint(want) {
+				t.Errorf("search %d from %d found %v up to %d, not %v (%v)", i, from, got, next, want, err)
+			}
+		}
+	}
+}
