@@ -49,8 +49,11 @@ func searchDir(dir string, f Filter, fn func(Entry) error) error {
 			continue
 		}
 		at := position{segment: first, offset: segmentHead, index: first}
-		next, err := scanSegment(dir, at, first, end, func(index int64, f frame) error {
-			e, err := decodeEntry(index, f.payload)
+		next, err := scanSegment(dir, at, first, end, func(index int64, fr frame) error {
+			if !mayPass(fr.payload, f) {
+				return nil
+			}
+			e, err := decodeEntry(index, fr.payload)
 			if err != nil {
 				return err
 			}
@@ -150,12 +153,14 @@ func (l *Log) Search(ctx context.Context, from int64, f Filter, fn func(Entry) e
 			continue
 		}
 		err := l.scan(next, bounds[i+1], func(index int64, fr frame) error {
-			e, err := decodeEntry(index, fr.payload)
-			if err == nil && f.Match(e.Event) {
-				err = fn(e)
-			}
-			if err != nil {
-				return err
+			if mayPass(fr.payload, f) {
+				e, err := decodeEntry(index, fr.payload)
+				if err == nil && f.Match(e.Event) {
+					err = fn(e)
+				}
+				if err != nil {
+					return err
+				}
 			}
 			next = index + 1
 			return context.Cause(ctx)
@@ -165,4 +170,19 @@ func (l *Log) Search(ctx context.Context, from int64, f Filter, fn func(Entry) e
 		}
 	}
 	return next, nil
+}
+
+// mayPass reports whether an entry may pass the filter, at a fraction of the
+// cost of parsing it.
+func mayPass(payload []byte, f Filter) bool {
+	for _, value := range []string{f.SPIFFEID, f.Serial, f.Node} {
+		found := value == ""
+		if !found && keysOf(payload, func(v []byte) { found = found || string(v) == value }) != nil {
+			return true
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
 }
