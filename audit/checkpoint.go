@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -182,8 +183,14 @@ func (l *Log) saveTile(t tlog.Tile, hashes []tlog.Hash, dirs map[string]bool) er
 // Run makes a checkpoint within Config.CheckpointEvery of each append and
 // keeps the log within its quota. It returns when the context ends, after a
 // last checkpoint, or when the log can't be written any more. A full disk
-// ends nothing: the checkpoint follows when there is space.
+// ends nothing: the checkpoint follows when there is space. Beside it Run
+// keeps the summaries that searches use.
 func (l *Log) Run(ctx context.Context) error {
+	beside, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { l.summaries(beside) })
+	defer wg.Wait()
+	defer cancel()
 	pause := l.cfg.CheckpointEvery / 2 // the other half is for the writing
 	for {
 		stop := l.Wait(ctx, l.head.Load().size)

@@ -14,6 +14,7 @@
 //
 //	DIR/lock                          held by flock while a Log is open
 //	DIR/ledger/<first index>.log      segments of frames, see frame.go
+//	DIR/ledger/<first index>.sum      what a segment can't hold, see summary.go
 //	DIR/tile/<level>/<n>[.p/<width>]  Merkle tiles of height 8
 //	DIR/checkpoint                    the newest signed note (origin, size, root)
 //	DIR/key.pub                       the note verifier key of the log

@@ -45,7 +45,7 @@ type Event struct {
 	Actor          string `json:"actor,omitempty"`           // who asked: "uid=0 pid=4242"
 	Document       string `json:"document,omitempty"`        // "Kind ns/name"
 	DocumentSHA256 string `json:"document_sha256,omitempty"` // hex SHA-256 of the stored document
-	Revision       uint64 `json:"revision,omitempty"`        // store revision of the change
+	Revision       uint64 `json:"revision,omitempty"`        // store revision of the change; of an issuance, that of its registration
 	Epoch          uint64 `json:"epoch,omitempty"`           // store epoch of the change
 	Rollover       string `json:"rollover,omitempty"`        // the state that a rotation's step led to, as JSON text
 	Detail         string `json:"detail,omitempty"`          // one line for a person; never a secret

@@ -44,6 +44,9 @@ func (l *Log) prune(ctx context.Context) error {
 		if err := os.Remove(segmentPath(l.cfg.Dir, s.first)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("drop a segment: %w", err)
 		}
+		if err := dropSummary(l.cfg.Dir, s.first); err != nil {
+			return err
+		}
 	}
 	if err := syncDir(filepath.Join(l.cfg.Dir, ledgerDir)); err != nil {
 		return fmt.Errorf("drop a segment: %w", err)

@@ -150,7 +150,7 @@ func (a *Authority) Draft(now time.Time, e Entitlement, key ProvenKey) (*Draft, 
 	}}
 	d.event = audit.Event{
 		Time: at, Kind: audit.KindIssuance, Verdict: audit.VerdictAllowed,
-		SPIFFEID: e.id.String(), Node: e.node.String(), Registration: e.registration,
+		SPIFFEID: e.id.String(), Node: e.node.String(), Registration: e.registration, Revision: e.revision,
 		DNSNames: e.dnsNames, Role: e.role.String(), KeySHA256: key.Hash(),
 	}
 	d.complete()

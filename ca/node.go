@@ -81,12 +81,20 @@ type Entitlement struct {
 	role         identity.Role
 	node         identity.ID
 	registration string
+	revision     uint64
 	ttl          time.Duration
 	dnsNames     []string
 }
 
 // ID returns the identity that may be issued.
 func (e Entitlement) ID() identity.ID { return e.id }
+
+// At returns the entitlement with the store revision at which its registration
+// came into force, for the record.
+func (e Entitlement) At(revision uint64) Entitlement {
+	e.revision = revision
+	return e
+}
 
 // Workload entitles the node to a registration's identity: the registration's
 // node selector holds for the node's attested attributes, the ID asked for is

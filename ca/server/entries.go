@@ -68,6 +68,7 @@ func (s *Server) query(req *wire.EntriesRequest) (query, error) {
 	if req.GetUntil() != 0 {
 		q.filter.Until = time.UnixMilli(req.GetUntil())
 	}
+	q.filter.Serial, q.filter.SPIFFEID, q.filter.Node = req.GetSerial(), req.GetSpiffeId(), req.GetNode()
 	for _, k := range req.GetKinds() {
 		if !slices.Contains(audit.Kinds(), audit.Kind(k)) {
 			return q, status.Errorf(codes.InvalidArgument, "kind %q is not known", clip(k, 80))
@@ -137,7 +138,8 @@ func (q query) start(log *audit.Log, name string, end int64) (int64, error) {
 		}
 		from = max(from, at)
 	}
-	if q.last > 0 && len(q.filter.Kinds) == 0 && q.filter.Until.IsZero() {
+	f := q.filter
+	if all := len(f.Kinds) == 0 && f.Until.IsZero() && f.Serial == "" && f.SPIFFEID == "" && f.Node == ""; q.last > 0 && all {
 		from = max(from, end-q.last)
 	}
 	return from, nil
@@ -146,16 +148,12 @@ func (q query) start(log *audit.Log, name string, end int64) (int64, error) {
 // newest keeps the last entries that match and sends them.
 func (q query) newest(ctx context.Context, log *audit.Log, name string, from int64, out *entrySender) (int64, error) {
 	var kept [][]byte
-	next := from
-	err := log.Read(from, func(e audit.Entry) error {
-		next = e.Index + 1
-		if q.filter.Match(e.Event) {
-			kept = append(kept, e.AppendJSON(nil))
-			if len(kept) >= int(2*q.last) {
-				kept = slices.Clone(kept[len(kept)-int(q.last):])
-			}
+	next, err := log.Search(ctx, from, q.filter, func(e audit.Entry) error {
+		kept = append(kept, e.AppendJSON(nil))
+		if len(kept) >= int(2*q.last) {
+			kept = slices.Clone(kept[len(kept)-int(q.last):])
 		}
-		return ctx.Err()
+		return nil
 	})
 	if err != nil && !errors.Is(err, audit.ErrDropped) {
 		return 0, err
@@ -171,17 +169,7 @@ func (q query) newest(ctx context.Context, log *audit.Log, name string, from int
 // send sends what matches from an index on and returns the index after the
 // last one read.
 func (q query) send(ctx context.Context, log *audit.Log, name string, from int64, out *entrySender) (int64, error) {
-	next := from
-	err := log.Read(from, func(e audit.Entry) error {
-		next = e.Index + 1
-		if q.filter.Match(e.Event) {
-			if err := out.add(name, e.AppendJSON(nil)); err != nil {
-				return err
-			}
-		}
-		return ctx.Err()
-	})
-	return next, err
+	return log.Search(ctx, from, q.filter, func(e audit.Entry) error { return out.add(name, e.AppendJSON(nil)) })
 }
 
 // follow sends what is appended from now on, until the caller leaves.

@@ -112,7 +112,7 @@ func entitle(snap *snapshot, node ca.AttestedNode, r *wire.IssueRequest) (ca.Req
 	if err != nil {
 		return ca.Request{}, err
 	}
-	return ca.Request{Entitlement: entitled, CSR: r.GetCsr()}, nil
+	return ca.Request{Entitlement: entitled.At(h.revision), CSR: r.GetCsr()}, nil
 }
 
 // release fills in the answers and takes what was issued into the index.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/document"
 	"github.com/aval-id/aval/identity/wire"
 	"github.com/spf13/cobra"
@@ -39,6 +40,8 @@ type entryFilter struct {
 	kinds        []string
 	since, until string
 	dataDir      string
+	serial       string
+	id, node     string
 }
 
 func (f *entryFilter) flags(cmd *cobra.Command) {
@@ -46,6 +49,9 @@ func (f *entryFilter) flags(cmd *cobra.Command) {
 	cmd.Flags().StringSliceVar(&f.kinds, "kind", nil, "only these kinds, such as issuance; may be repeated")
 	cmd.Flags().StringVar(&f.since, "since", "", "not before: a duration back from now such as 24h, or a time (RFC 3339)")
 	cmd.Flags().StringVar(&f.until, "until", "", "before: a duration back from now, or a time (RFC 3339)")
+	cmd.Flags().StringVar(&f.serial, "serial", "", "about the certificate with this serial, in hexadecimal")
+	cmd.Flags().StringVar(&f.id, "spiffe-id", "", "about this SPIFFE ID, as either end of a connection too")
+	cmd.Flags().StringVar(&f.node, "node", "", "of this node's SPIFFE ID, such as spiffe://example.org/aval/node/n1")
 	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(kindNames(), cobra.ShellCompDirectiveNoFileComp))
 }
 
@@ -70,6 +76,17 @@ func (f *entryFilter) filter(now time.Time) (audit.Filter, error) {
 		}
 		out.Kinds = append(out.Kinds, audit.Kind(name))
 	}
+	if f.serial != "" {
+		if out.Serial, err = serialOf(f.serial); err != nil {
+			return out, usage(fmt.Errorf("--serial: %w", err))
+		}
+	}
+	for name, text := range map[string]string{"--spiffe-id": f.id, "--node": f.node} {
+		if _, err := identity.ParseID(text); text != "" && err != nil {
+			return out, usage(fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	out.SPIFFEID, out.Node = f.id, f.node
 	if out.Since, err = moment(f.since, now); err != nil {
 		return out, usage(fmt.Errorf("--since: %w", err))
 	}
@@ -100,7 +117,7 @@ func moment(text string, now time.Time) (time.Time, error) {
 }
 
 func (f *entryFilter) request(filter audit.Filter) *wire.EntriesRequest {
-	req := &wire.EntriesRequest{Log: f.log, Kinds: f.kinds}
+	req := &wire.EntriesRequest{Log: f.log, Kinds: f.kinds, Serial: filter.Serial, SpiffeId: filter.SPIFFEID, Node: filter.Node}
 	if !filter.Since.IsZero() {
 		req.Since = filter.Since.UnixMilli()
 	}
@@ -317,6 +334,8 @@ func (c *cli) auditExportCommand() *cobra.Command {
 "aval audit schema" prints. It reads from the server, or with --data-dir from
 the server's data directory or a copy, without the server.`,
 		Example: `  aval audit export -o jsonl --since 24h --kind issuance
+  aval audit export --spiffe-id spiffe://example.org/ns/shop/sa/web --since 30d
+  aval audit export --serial 5f3c0a9be1d24c7f8a6b1e2d3c4f5a6b
   aval audit export --log connections --since 2026-01-02T15:04:05Z > connections.jsonl
   aval audit export --data-dir /backup/aval`,
 	}
@@ -352,7 +371,7 @@ func (c *cli) exportOffline(f entryFilter, filter audit.Filter) error {
 		if f.log != "" && f.log != log {
 			continue
 		}
-		if _, err := audit.ExportJSONL(c.out, audit.EntriesIn(logDir(f.dataDir, log), 0), filter); err != nil {
+		if _, err := audit.ExportJSONL(c.out, audit.SearchDir(logDir(f.dataDir, log), filter), filter); err != nil {
 			return fmt.Errorf("%s log: %w", log, err)
 		}
 	}

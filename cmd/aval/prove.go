@@ -93,7 +93,7 @@ func certificateEntry(dir, text string) (int64, error) {
 	if err != nil {
 		return 0, usage(fmt.Errorf("audit prove: %w", err))
 	}
-	for e, err := range audit.EntriesIn(dir, 0) {
+	for e, err := range audit.SearchDir(dir, audit.Filter{Serial: serial}) {
 		if err != nil {
 			return 0, fmt.Errorf("audit prove: %w", err)
 		}

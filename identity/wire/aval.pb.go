@@ -5302,8 +5302,13 @@ type EntriesRequest struct {
 	// last limits the answer to the newest entries before it follows.
 	Last int64 `protobuf:"varint,6,opt,name=last,proto3" json:"last,omitempty"`
 	// index picks one entry of log, where set_index is true.
-	Index         int64 `protobuf:"varint,7,opt,name=index,proto3" json:"index,omitempty"`
-	SetIndex      bool  `protobuf:"varint,8,opt,name=set_index,json=setIndex,proto3" json:"set_index,omitempty"`
+	Index    int64 `protobuf:"varint,7,opt,name=index,proto3" json:"index,omitempty"`
+	SetIndex bool  `protobuf:"varint,8,opt,name=set_index,json=setIndex,proto3" json:"set_index,omitempty"`
+	// serial (lower-case hex), spiffe_id and node each leave out what is not
+	// about them; empty leaves nothing out.
+	Serial        string `protobuf:"bytes,9,opt,name=serial,proto3" json:"serial,omitempty"`
+	SpiffeId      string `protobuf:"bytes,10,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Node          string `protobuf:"bytes,11,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5392,6 +5397,27 @@ func (x *EntriesRequest) GetSetIndex() bool {
 		return x.SetIndex
 	}
 	return false
+}
+
+func (x *EntriesRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *EntriesRequest) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *EntriesRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
 }
 
 type EntriesResponse struct {
@@ -8029,7 +8055,7 @@ const file_aval_proto_rawDesc = "" +
 	"\x10EvictNodeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"@\n" +
 	"\x11EvictNodeResponse\x12+\n" +
-	"\x04node\x18\x01 \x01(\v2\x17.aval.wire.v1.NodeStateR\x04node\"\xc3\x01\n" +
+	"\x04node\x18\x01 \x01(\v2\x17.aval.wire.v1.NodeStateR\x04node\"\x8c\x02\n" +
 	"\x0eEntriesRequest\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\tR\x03log\x12\x14\n" +
 	"\x05since\x18\x02 \x01(\x03R\x05since\x12\x14\n" +
@@ -8038,7 +8064,11 @@ const file_aval_proto_rawDesc = "" +
 	"\x06follow\x18\x05 \x01(\bR\x06follow\x12\x12\n" +
 	"\x04last\x18\x06 \x01(\x03R\x04last\x12\x14\n" +
 	"\x05index\x18\a \x01(\x03R\x05index\x12\x1b\n" +
-	"\tset_index\x18\b \x01(\bR\bsetIndex\"=\n" +
+	"\tset_index\x18\b \x01(\bR\bsetIndex\x12\x16\n" +
+	"\x06serial\x18\t \x01(\tR\x06serial\x12\x1b\n" +
+	"\tspiffe_id\x18\n" +
+	" \x01(\tR\bspiffeId\x12\x12\n" +
+	"\x04node\x18\v \x01(\tR\x04node\"=\n" +
 	"\x0fEntriesResponse\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\tR\x03log\x12\x18\n" +
 	"\aentries\x18\x02 \x03(\fR\aentries\"\x0f\n" +
