@@ -667,19 +667,22 @@ var Local_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Admin_Apply_FullMethodName          = "/aval.wire.v1.Admin/Apply"
-	Admin_Get_FullMethodName            = "/aval.wire.v1.Admin/Get"
-	Admin_Delete_FullMethodName         = "/aval.wire.v1.Admin/Delete"
-	Admin_CreateToken_FullMethodName    = "/aval.wire.v1.Admin/CreateToken"
-	Admin_ListNodes_FullMethodName      = "/aval.wire.v1.Admin/ListNodes"
-	Admin_EvictNode_FullMethodName      = "/aval.wire.v1.Admin/EvictNode"
-	Admin_Entries_FullMethodName        = "/aval.wire.v1.Admin/Entries"
-	Admin_Backup_FullMethodName         = "/aval.wire.v1.Admin/Backup"
-	Admin_ServerStatus_FullMethodName   = "/aval.wire.v1.Admin/ServerStatus"
-	Admin_ExplainStrict_FullMethodName  = "/aval.wire.v1.Admin/ExplainStrict"
-	Admin_ListEndpoints_FullMethodName  = "/aval.wire.v1.Admin/ListEndpoints"
-	Admin_RotationStatus_FullMethodName = "/aval.wire.v1.Admin/RotationStatus"
-	Admin_Rotate_FullMethodName         = "/aval.wire.v1.Admin/Rotate"
+	Admin_Apply_FullMethodName           = "/aval.wire.v1.Admin/Apply"
+	Admin_Get_FullMethodName             = "/aval.wire.v1.Admin/Get"
+	Admin_Delete_FullMethodName          = "/aval.wire.v1.Admin/Delete"
+	Admin_CreateToken_FullMethodName     = "/aval.wire.v1.Admin/CreateToken"
+	Admin_ListNodes_FullMethodName       = "/aval.wire.v1.Admin/ListNodes"
+	Admin_EvictNode_FullMethodName       = "/aval.wire.v1.Admin/EvictNode"
+	Admin_Entries_FullMethodName         = "/aval.wire.v1.Admin/Entries"
+	Admin_Backup_FullMethodName          = "/aval.wire.v1.Admin/Backup"
+	Admin_ServerStatus_FullMethodName    = "/aval.wire.v1.Admin/ServerStatus"
+	Admin_ExplainStrict_FullMethodName   = "/aval.wire.v1.Admin/ExplainStrict"
+	Admin_ListEndpoints_FullMethodName   = "/aval.wire.v1.Admin/ListEndpoints"
+	Admin_RotationStatus_FullMethodName  = "/aval.wire.v1.Admin/RotationStatus"
+	Admin_Rotate_FullMethodName          = "/aval.wire.v1.Admin/Rotate"
+	Admin_Revoke_FullMethodName          = "/aval.wire.v1.Admin/Revoke"
+	Admin_ListRevocations_FullMethodName = "/aval.wire.v1.Admin/ListRevocations"
+	Admin_LiftRevocation_FullMethodName  = "/aval.wire.v1.Admin/LiftRevocation"
 )
 
 // AdminClient is the client API for Admin service.
@@ -706,6 +709,11 @@ type AdminClient interface {
 	RotationStatus(ctx context.Context, in *RotationStatusRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RotationState], error)
 	// Rotate starts, aborts, advances or forces a rotation, or taints.
 	Rotate(ctx context.Context, in *RotateRequest, opts ...grpc.CallOption) (*RotationState, error)
+	// Revoke makes certificates count for nothing at once.
+	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
+	ListRevocations(ctx context.Context, in *ListRevocationsRequest, opts ...grpc.CallOption) (*ListRevocationsResponse, error)
+	// LiftRevocation lets an identity be issued anew.
+	LiftRevocation(ctx context.Context, in *LiftRevocationRequest, opts ...grpc.CallOption) (*Revocation, error)
 }
 
 type adminClient struct {
@@ -873,6 +881,36 @@ func (c *adminClient) Rotate(ctx context.Context, in *RotateRequest, opts ...grp
 	return out, nil
 }
 
+func (c *adminClient) Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeResponse)
+	err := c.cc.Invoke(ctx, Admin_Revoke_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ListRevocations(ctx context.Context, in *ListRevocationsRequest, opts ...grpc.CallOption) (*ListRevocationsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRevocationsResponse)
+	err := c.cc.Invoke(ctx, Admin_ListRevocations_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) LiftRevocation(ctx context.Context, in *LiftRevocationRequest, opts ...grpc.CallOption) (*Revocation, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Revocation)
+	err := c.cc.Invoke(ctx, Admin_LiftRevocation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -897,6 +935,11 @@ type AdminServer interface {
 	RotationStatus(*RotationStatusRequest, grpc.ServerStreamingServer[RotationState]) error
 	// Rotate starts, aborts, advances or forces a rotation, or taints.
 	Rotate(context.Context, *RotateRequest) (*RotationState, error)
+	// Revoke makes certificates count for nothing at once.
+	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
+	ListRevocations(context.Context, *ListRevocationsRequest) (*ListRevocationsResponse, error)
+	// LiftRevocation lets an identity be issued anew.
+	LiftRevocation(context.Context, *LiftRevocationRequest) (*Revocation, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -945,6 +988,15 @@ func (UnimplementedAdminServer) RotationStatus(*RotationStatusRequest, grpc.Serv
 }
 func (UnimplementedAdminServer) Rotate(context.Context, *RotateRequest) (*RotationState, error) {
 	return nil, status.Error(codes.Unimplemented, "method Rotate not implemented")
+}
+func (UnimplementedAdminServer) Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Revoke not implemented")
+}
+func (UnimplementedAdminServer) ListRevocations(context.Context, *ListRevocationsRequest) (*ListRevocationsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRevocations not implemented")
+}
+func (UnimplementedAdminServer) LiftRevocation(context.Context, *LiftRevocationRequest) (*Revocation, error) {
+	return nil, status.Error(codes.Unimplemented, "method LiftRevocation not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -1180,6 +1232,60 @@ func _Admin_Rotate_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_Revoke_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Revoke(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Revoke_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Revoke(ctx, req.(*RevokeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ListRevocations_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRevocationsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ListRevocations(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ListRevocations_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ListRevocations(ctx, req.(*ListRevocationsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_LiftRevocation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LiftRevocationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).LiftRevocation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_LiftRevocation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).LiftRevocation(ctx, req.(*LiftRevocationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1226,6 +1332,18 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Rotate",
 			Handler:    _Admin_Rotate_Handler,
+		},
+		{
+			MethodName: "Revoke",
+			Handler:    _Admin_Revoke_Handler,
+		},
+		{
+			MethodName: "ListRevocations",
+			Handler:    _Admin_ListRevocations_Handler,
+		},
+		{
+			MethodName: "LiftRevocation",
+			Handler:    _Admin_LiftRevocation_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

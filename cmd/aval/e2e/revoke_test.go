@@ -1,0 +1,87 @@
+// This file holds revocation with real processes.
+
+package e2e
+
+import (
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/aval-id/aval/cmd/aval/avaltest"
+)
+
+const webID = "spiffe://example.org/ns/shop/sa/web"
+
+// hold opens a connection from web to api that stays open.
+func (s *shop) hold(t *testing.T) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", s.outbound)
+	avaltest.Must(t, err)
+	t.Cleanup(func() { c.Close() })
+	_, err = io.WriteString(c, "GET / HTTP/1.1\r\nHost: api\r\n\r\n")
+	avaltest.Must(t, err)
+	var first [1]byte
+	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_, err = io.ReadFull(c, first[:])
+	avaltest.Must(t, err)
+	return c
+}
+
+// revoked counts the connection records that say so of web.
+func (s *shop) revoked() int {
+	n := 0
+	for _, e := range s.Entries("connection") {
+		if e["reason"] == "revoked" && e["client_id"] == webID {
+			n++
+		}
+	}
+	return n
+}
+
+func TestARevokedWorkloadIsCutAtOnceAndStaysOutUntilLifted(t *testing.T) {
+	s := newShop(t, "1h")
+	s.open(t)
+	held := s.hold(t)
+	began := time.Now()
+	s.Aval("revoke", "shop/web", "--yes", "--reason", "its key was copied")
+	held.SetReadDeadline(began.Add(10 * time.Second))
+	if _, err := io.Copy(io.Discard, held); err != nil {
+		if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
+			t.Fatal("the open connection was not cut")
+		}
+	}
+	t.Logf("the open connection was cut %s after the command began", time.Since(began).Round(time.Millisecond))
+	s.Await("the cut is recorded as revoked", func() bool { return s.revoked() > 0 })
+	if s.call(nil) == nil {
+		t.Error("a revoked workload's call succeeded")
+	}
+	if _, stderr, code := s.Run(nil, "revoke", "lift", "shop/api"); code == 0 {
+		t.Errorf("what is not revoked was lifted: %s", stderr)
+	}
+	s.Await("the revocation can be lifted", func() bool {
+		_, _, code := s.Run(nil, "revoke", "lift", "shop/web")
+		return code == 0
+	})
+	s.Await("a call succeeds again", func() bool { return s.call(nil) == nil })
+}
+
+func TestARevokedSerialIsReplacedAtOnce(t *testing.T) {
+	s := newShop(t, "1h")
+	s.open(t)
+	held := s.hold(t)
+	serial := ""
+	for _, e := range s.Entries("issuance") {
+		if e["spiffe_id"] == webID {
+			serial = e["serial"].(string)
+		}
+	}
+	s.Aval("revoke", serial, "--yes")
+	held.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.Copy(io.Discard, held); err != nil {
+		if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
+			t.Fatal("the open connection was not cut")
+		}
+	}
+	s.Await("a call by a new SVID succeeds", func() bool { return s.call(nil) == nil })
+}
