@@ -30,7 +30,7 @@ func TestADeniedChainIsRefusedWhateverTheCachesHold(t *testing.T) {
 	now := time.Now()
 	var svids []identity.SVID
 	for _, path := range []string{"/a", "/a", "/b", "/c"} {
-		svids = append(svids, td.Issue(t, path))
+		svids = append(svids, td.SVID(t, path))
 	}
 	v := NewVerifier(3) // small, so that entries come and go
 	r := rand.New(rand.NewPCG(1, 2))
