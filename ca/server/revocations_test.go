@@ -177,3 +177,17 @@ func TestARestoreDoesNotUndoRevocations(t *testing.T) {
 		t.Fatalf("denied after the restore: %v %v, before: %v %v", d.Serials(), d.IDs(), before.Serials(), before.IDs())
 	}
 }
+
+func TestAReplacedIssuerCanBeRevoked(t *testing.T) {
+	r := start(t, testConfig(shortDir(t)))
+	ski := hex.EncodeToString(r.Credentials().SVID.Leaf().AuthorityKeyId)
+	_, _, serial := issued(t, r)
+	must(r.admin.Rotate(t.Context(), &wire.RotateRequest{Verb: "start", Target: "intermediate"}))
+	e := revoke(t, r, revokedIssuer, ski).GetExposed()
+	if len(e) != 1 || e[0].GetSerial() != serial {
+		t.Fatalf("exposed: %v", e)
+	}
+	if got := r.documents.denials().Issuers(); len(got) != 1 || got[0] != ski {
+		t.Fatalf("denied: %v", got)
+	}
+}

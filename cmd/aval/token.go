@@ -257,7 +257,7 @@ since nothing but their expiry ends them for peers that are not Aval's.`,
 			}
 			n := nodeOf(resp.GetNode())
 			return c.show(n, func() error {
-				fmt.Fprintf(c.out, "node %s evicted; Aval refuses what it holds, others take it until its end: %s\n", n.Name, plural(len(n.SVIDs), "live SVID"))
+				fmt.Fprintf(c.out, "node %s evicted; it holds %s; Aval refuses what it holds, other verifiers take it until its end\n", n.Name, plural(len(n.SVIDs), "live SVID"))
 				return c.printLive(n.SVIDs, time.Now())
 			})
 		})
