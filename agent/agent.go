@@ -30,6 +30,7 @@ import (
 	"github.com/aval-id/aval/agent/spool"
 	"github.com/aval-id/aval/agent/upstream"
 	"github.com/aval-id/aval/audit"
+	"github.com/aval-id/aval/identity"
 	"github.com/aval-id/aval/identity/policy"
 	"github.com/aval-id/aval/identity/wire"
 )
@@ -170,17 +171,20 @@ func (a *Agent) lastError() string {
 	return ""
 }
 
-// prune drops SVIDs and keys whose registrations are gone or changed.
+// prune drops SVIDs and keys whose registrations are gone, changed or revoked.
 func (a *Agent) prune(ctx context.Context) error {
 	for {
 		view, changed := a.feed.Current()
 		keep := make(map[keyring.Subject]bool)
 		if view != nil {
 			for _, reg := range view.Registrations {
-				keep[keyring.SubjectOf(reg.Registration)] = true
+				keep[keyring.SubjectOf(reg.Registration)] = !view.Denials.Bars(reg.ID)
 			}
 		}
 		a.ring.Retain(func(s keyring.Subject) bool { return keep[s] })
+		if view != nil && !view.Denials.Empty() {
+			a.ring.Discard(func(svid identity.SVID) bool { return view.Denials.DeniesSVID(svid) != "" }, time.Now())
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

@@ -22,6 +22,7 @@ const (
 	KindAuthorityCreated Kind = "authority_created" // a root or an intermediate came into being
 	KindAuthorityRenewed Kind = "authority_renewed" // an intermediate was replaced in time
 	KindRotation         Kind = "rotation"          // a rotation went one step, or was forced
+	KindRevocation       Kind = "revocation"        // certificates were revoked, or a revocation was lifted or ended
 	KindRefused          Kind = "refused"           // the authority said no: bad token, bad CSR, ID not allowed
 	KindServerStarted    Kind = "server_started"    // a server opened its log
 	KindStoreRestored    Kind = "store_restored"    // the store was replaced by a backup
@@ -41,7 +42,7 @@ func Kinds() []Kind {
 	return []Kind{
 		KindIssuance, KindNodeAttested, KindNodeRenewed, KindNodeEvicted, KindTokenCreated,
 		KindDocumentApplied, KindDocumentDeleted, KindAuthorityCreated, KindAuthorityRenewed,
-		KindRotation, KindRefused, KindServerStarted, KindStoreRestored, KindBackup, KindSession, KindIssuerKeys,
+		KindRotation, KindRevocation, KindRefused, KindServerStarted, KindStoreRestored, KindBackup, KindSession, KindIssuerKeys,
 		KindConnection, KindConnectionClosed, KindRequest, KindLoss,
 	}
 }
@@ -64,7 +65,7 @@ func (k Kind) Reported() bool {
 func (k Kind) administrative() bool {
 	switch k {
 	case KindNodeEvicted, KindTokenCreated, KindDocumentApplied, KindDocumentDeleted,
-		KindAuthorityCreated, KindAuthorityRenewed, KindRotation, KindServerStarted, KindStoreRestored,
+		KindAuthorityCreated, KindAuthorityRenewed, KindRotation, KindRevocation, KindServerStarted, KindStoreRestored,
 		KindBackup, KindLoss:
 		return true
 	default:

@@ -192,6 +192,7 @@ type Credentials struct {
 	Generation uint64 // grows with each swap at its owner
 
 	bundles map[TrustDomain]Bundle
+	denials *Denials
 }
 
 // NewCredentials joins an SVID (or the zero SVID) and bundles.
@@ -201,6 +202,24 @@ func NewCredentials(svid SVID, generation uint64, bundles ...Bundle) *Credential
 		m[b.td] = b
 	}
 	return &Credentials{SVID: svid, Generation: generation, bundles: m}
+}
+
+// WithDenials returns the credentials with what is revoked at the same moment.
+func (c *Credentials) WithDenials(d *Denials) *Credentials {
+	if c == nil || c.denials.Hash() == d.Hash() {
+		return c
+	}
+	next := *c
+	next.denials = d
+	return &next
+}
+
+// Denials returns what is revoked; nil denies nothing.
+func (c *Credentials) Denials() *Denials {
+	if c == nil {
+		return nil
+	}
+	return c.denials
 }
 
 // HasSVID reports whether there is an SVID to present.

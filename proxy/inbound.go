@@ -241,6 +241,15 @@ func (v *visit) terminate(ctx context.Context, far *raw) bool {
 	}
 	v.p.metrics.handshake.Observe(time.Since(began).Seconds())
 	v.l.meet(peer, conn.ConnectionState())
+	// What was revoked since the accept is found either here or by cutRevoked.
+	if why := peer.Denied(v.p.state.Load().creds.Denials()); why != "" {
+		e := v.established(audit.VerdictDenied, audit.ReasonRevoked, d, peer, conn)
+		e.Detail = why
+		v.p.record(e, v.source)
+		v.abandon(far)
+		v.l.close(true)
+		return false
+	}
 	a := admission{conn: v.connection(peer.ID, v.opening.hello.SNI), clientSerial: peer.Serial}
 	if far == nil && v.byRequest() {
 		return v.secureRequests(ctx, a, d, conn)

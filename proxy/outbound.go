@@ -104,6 +104,12 @@ func (c *call) handshake(far *raw) bool {
 	negotiated(e, conn.ConnectionState())
 	c.p.remember(c.l, e, c.source)
 	c.l.meet(peer, conn.ConnectionState())
+	if why := peer.Denied(c.p.state.Load().creds.Denials()); why != "" {
+		if c.l.close(true) { // else cutRevoked has been here
+			c.p.recordCut(c.l, time.Now(), audit.ReasonRevoked, why)
+		}
+		return false
+	}
 	c.p.forward(c.l, half{raw: c.l.near}, half{raw: far, tls: conn, heard: c.await(e)})
 	return true
 }

@@ -226,8 +226,8 @@ func TestTwiceTheConnectionLimitLeaksNothing(t *testing.T) {
 		t.Errorf("%d links stay in the table", left)
 	}
 	eventually(t, "descriptors return to the level before", func() bool {
-		after := openFiles(t)
-		return after["socket"] <= before["socket"]
+		// Both ends of a question to the agent may have come since.
+		return openFiles(t)["socket"] <= before["socket"]+2
 	})
 	conns = nil
 	eventually(t, "memory returns to the level before", func() bool { return heapInUse() <= heap+2<<20 })

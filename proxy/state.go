@@ -122,7 +122,11 @@ func snapshotCredentials(snap *wire.Snapshot, prev *state) (*identity.Credential
 	if prev != nil {
 		generation = prev.creds.Generation + 1
 	}
-	return identity.NewCredentials(svid, generation, bundles...), nil
+	denials, err := wire.ToDenials(snap.GetDenials())
+	if err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	return identity.NewCredentials(svid, generation, bundles...).WithDenials(denials), nil
 }
 
 // compile makes the Set and its exemptions. A policy that this evaluator does

@@ -124,6 +124,28 @@ func (p *Proxy) sweepOnce(now time.Time) {
 	}
 }
 
+// cutRevoked ends every connection whose peer is revoked, each with a record.
+func (p *Proxy) cutRevoked(st *state, now time.Time) {
+	denials := st.creds.Denials()
+	if denials.Empty() {
+		return
+	}
+	for _, l := range p.table.snapshot() {
+		peer := l.peer.Load()
+		if peer == nil {
+			continue // the handshake asks for itself
+		}
+		why := peer.Denied(denials)
+		if why == "" {
+			continue
+		}
+		l.because(audit.ReasonRevoked)
+		if l.close(true) {
+			p.recordCut(l, now, audit.ReasonRevoked, why)
+		}
+	}
+}
+
 // over says why a connection is to end now, with "" for no reason.
 func (p *Proxy) over(l *link, now time.Time) (reason, detail string, abort bool) {
 	if withdrawn := p.withdrawn.Load(); withdrawn != nil && p.due(p.cfg.OnIdentityLost, withdrawn.since, l, now) {

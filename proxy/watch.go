@@ -166,5 +166,6 @@ func (p *Proxy) take(snap *wire.Snapshot, now time.Time) bool {
 	} else if changed {
 		p.reconsider(next)
 	}
+	p.cutRevoked(next, now)
 	return true
 }

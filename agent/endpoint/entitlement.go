@@ -136,6 +136,9 @@ type wanted struct {
 // for the SVIDs that the call wants.
 func (s *Server) entitle(view *roster.Roster, seen identity.Attributes, f follower, lease *keyring.Lease) (w wanted, err error) {
 	matches := view.Match(seen)
+	if matches, err = notRevoked(view, matches); err != nil {
+		return wanted{}, err
+	}
 	if len(matches) == 0 {
 		return wanted{}, errNoIdentity(seen)
 	}
@@ -168,7 +171,7 @@ func (s *Server) moment(w wanted, now time.Time, lease *keyring.Lease) (m moment
 		return m, false, nil
 	}
 	for i, reg := range w.regs {
-		if svid, ok := held[w.subjects[i]]; ok {
+		if svid, ok := held[w.subjects[i]]; ok && w.roster.Denials.DeniesSVID(svid) == "" {
 			m.svids = append(m.svids, svid.WithHint(reg.Hint))
 			m.regs = append(m.regs, reg)
 		}
@@ -259,6 +262,21 @@ func without(a identity.Attributes, name string) identity.Attributes {
 		}
 	}
 	return out
+}
+
+// notRevoked leaves out registrations whose identity is revoked. Where that
+// leaves none the caller is told so.
+func notRevoked(view *roster.Roster, matches []*roster.Registration) ([]*roster.Registration, error) {
+	left := make([]*roster.Registration, 0, len(matches))
+	for _, reg := range matches {
+		if !view.Denials.Bars(reg.ID) {
+			left = append(left, reg)
+		}
+	}
+	if len(left) == 0 && len(matches) > 0 {
+		return nil, status.Errorf(codes.PermissionDenied, "no identity issued: %s is revoked", names(matches))
+	}
+	return left, nil
 }
 
 // errNoIdentity tells the caller what was seen of it, which is its own.

@@ -122,6 +122,9 @@ func snapshot(m moment) (*wire.Snapshot, error) {
 		snap.Policies = append(snap.Policies, p.Resource)
 	}
 	snap.KeySets = m.roster.KeySetsFor(policies)
+	if !m.roster.Denials.Empty() {
+		snap.Denials = wire.FromDenials(m.roster.Denials)
+	}
 	return snap, nil
 }
 

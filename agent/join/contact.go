@@ -97,7 +97,7 @@ func (c *contact) verify(chain []*x509.Certificate) (identity.TrustDomain, error
 	if cfg.TrustDomain != "" && td.String() != cfg.TrustDomain {
 		return td, &Refused{fmt.Errorf("server %s is of trust domain %s, not %s", cfg.Server, td, cfg.TrustDomain)}
 	}
-	peer, err := c.node.verifier.Verify(chain, identity.NewCredentials(identity.SVID{}, 0, bundle), mtls.PurposeServer, time.Now())
+	peer, err := c.node.verifier.Verify(chain, identity.NewCredentials(identity.SVID{}, 0, bundle).WithDenials(c.node.denials.Load()), mtls.PurposeServer, time.Now())
 	if err != nil {
 		return td, c.untrusted(err)
 	}

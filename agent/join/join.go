@@ -61,6 +61,7 @@ type Node struct {
 	files    files
 	verifier *mtls.Verifier
 	creds    atomic.Pointer[identity.Credentials]
+	denials  atomic.Pointer[identity.Denials] // what the server last said is revoked
 	renewed  chan struct{}
 	wake     chan struct{}
 	offset   atomic.Uint64 // generation of the credentials
@@ -99,7 +100,14 @@ func Open(cfg Config) (*Node, error) {
 }
 
 // Credentials returns the node's credentials, or nil before it has joined.
-func (n *Node) Credentials() *identity.Credentials { return n.creds.Load() }
+func (n *Node) Credentials() *identity.Credentials {
+	return n.creds.Load().WithDenials(n.denials.Load())
+}
+
+// KeepDenials replaces what is revoked: a server whose certificate is, is not
+// talked to any more. It is kept in memory alone; a server says it at each
+// stream's begin.
+func (n *Node) KeepDenials(d *identity.Denials) { n.denials.Store(d) }
 
 // ID returns the node's SPIFFE ID, or the zero value before it has joined.
 func (n *Node) ID() identity.ID {

@@ -1,4 +1,5 @@
-// This file holds orders to have SVIDs issued anew before they are due.
+// This file holds orders to have SVIDs issued anew before they are due, and
+// what becomes of revoked ones.
 
 package keyring
 
@@ -64,5 +65,29 @@ func (r *Ring) Reissue(o Order, now time.Time) {
 	if n > 0 {
 		r.logger.Info("SVIDs are issued anew on the server's order", "svids", n, "spread", o.Spread)
 	}
+	r.poke()
+}
+
+// Discard forgets the SVIDs that revoked picks, with their keys, and asks for
+// new ones at once.
+func (r *Ring) Discard(revoked func(identity.SVID) bool, now time.Time) {
+	r.mu.Lock()
+	n := 0
+	for _, e := range r.entries {
+		if e.svid.IsZero() || !revoked(e.svid) {
+			continue
+		}
+		e.svid, e.due, e.planned, e.attempt, e.settled, e.err = identity.SVID{}, now, now, 0, false, nil
+		for l := range e.leases {
+			l.poke()
+		}
+		n++
+	}
+	r.mu.Unlock()
+	if n == 0 {
+		return
+	}
+	r.logger.Warn("SVIDs are revoked: new ones are asked for", "svids", n)
+	r.changed()
 	r.poke()
 }

@@ -34,6 +34,7 @@ type Builder struct {
 	policies map[document.Key]Policy
 	bundles  map[identity.TrustDomain]identity.Bundle
 	keySets  map[string]*wire.KeySet
+	denials  *identity.Denials
 }
 
 // NewBuilder starts a stream that the server welcomed at a position. Held is
@@ -61,6 +62,7 @@ func NewBuilder(node Node, td identity.TrustDomain, held *Roster, welcome Positi
 		b.bundles[bundle.TrustDomain()] = bundle
 	}
 	maps.Copy(b.keySets, held.KeySets)
+	b.denials = held.Denials
 	return b
 }
 
@@ -106,6 +108,11 @@ func (b *Builder) Apply(d *wire.Delta) (r *Roster, faults []error, err error) {
 			b.keySets[set.GetUri()] = set
 		}
 	}
+	if d.GetDenials() != nil {
+		if b.denials, err = wire.ToDenials(d.GetDenials()); err != nil {
+			return nil, faults, fmt.Errorf("delta at %s: %w", at, err)
+		}
+	}
 	if !d.GetComplete() {
 		return nil, faults, nil
 	}
@@ -119,6 +126,7 @@ func (b *Builder) clear() {
 	b.policies = make(map[document.Key]Policy)
 	b.bundles = make(map[identity.TrustDomain]identity.Bundle)
 	b.keySets = make(map[string]*wire.KeySet)
+	b.denials = nil
 }
 
 func (b *Builder) upsert(res *wire.Resource) error {
@@ -186,7 +194,7 @@ func (b *Builder) build() (*Roster, error) {
 	if !ok {
 		return nil, fmt.Errorf("snapshot at %s has no bundle of %s: %w", b.position, b.td, ErrOutOfStep)
 	}
-	r := &Roster{Node: b.node, Position: b.position, Bundle: own, Bundles: []identity.Bundle{own}, KeySets: maps.Clone(b.keySets)}
+	r := &Roster{Node: b.node, Position: b.position, Bundle: own, Bundles: []identity.Bundle{own}, KeySets: maps.Clone(b.keySets), Denials: b.denials}
 	for _, td := range slices.SortedFunc(maps.Keys(b.bundles), compareDomains) {
 		if td != b.td {
 			r.Bundles = append(r.Bundles, b.bundles[td])

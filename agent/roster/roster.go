@@ -76,6 +76,7 @@ type Roster struct {
 	// KeySets are the keys of issuers of tokens by URI, as the server found
 	// them; not to be changed.
 	KeySets map[string]*wire.KeySet
+	Denials *identity.Denials // what is revoked; nil denies nothing
 
 	index map[string][]*Registration
 }

@@ -206,6 +206,7 @@ func (s *session) delta(ctx context.Context, d *wire.Delta) error {
 	if err := c.cfg.Node.KeepBundle(r.Bundle); err != nil {
 		return err
 	}
+	c.cfg.Node.KeepDenials(r.Denials)
 	c.cfg.Feed.Set(r)
 	return s.acknowledge(ctx, r)
 }

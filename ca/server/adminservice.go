@@ -235,6 +235,11 @@ func (s adminService) EvictNode(ctx context.Context, req *wire.EvictNodeRequest)
 	s.registry.Drop(node.ID)
 	s.sessions.closeNode(node.Name, &wire.Goodbye{Reason: "the node is evicted", Evicted: true})
 	s.rollover.poke()
+	// What it holds counts for nothing from now on, also where it was evicted
+	// before and something was issued in the moment between.
+	if _, err := s.revoker.revoke(ctx, now, s.actor(ctx), revocation{Kind: revokedNode, Target: node.Name, Reason: "the node is evicted"}, false); err != nil {
+		return nil, err
+	}
 	return &wire.EvictNodeResponse{Node: s.nodeState(node, now)}, nil
 }
 

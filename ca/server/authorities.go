@@ -74,7 +74,7 @@ func (s *Server) certificates() []certificate {
 // Run has made them.
 func (s *Server) Credentials() *identity.Credentials {
 	if t := s.trust.Load(); t != nil {
-		return t.creds
+		return t.creds.WithDenials(s.documents.denials())
 	}
 	return nil
 }

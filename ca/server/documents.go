@@ -31,6 +31,7 @@ const (
 	prefixOutbox   = "outbox/"
 	prefixNode     = "node/"
 	prefixToken    = "token/"
+	prefixRevoked  = "revoked/"
 )
 
 // Bounds on what operators may declare.
@@ -105,6 +106,7 @@ type written struct {
 	ops        []store.Op
 	events     []audit.Event // at most one for each document
 	edits      []edit        // of documents
+	revoked    []revocation  // that come, or change, or end
 }
 
 // write stores a change with its events, records these, and puts it in force.
@@ -135,7 +137,7 @@ func (d *documents) write(ctx context.Context, now time.Time, w written) (store.
 		return store.Position{}, &ca.Refusal{Cause: ca.CauseUnavailable, Reason: ca.ReasonNotRecorded,
 			Err: fmt.Errorf("stored at %s and not in force until the log takes its record: %w", position, err)}
 	}
-	d.now.Store(d.now.Load().with(position, w.edits))
+	d.now.Store(d.now.Load().with(position, w.edits).revoking(w.revoked))
 	d.changed()
 	if err := d.clear(ctx, outbox); err != nil {
 		d.log.Warn("clearing of the outbox", "error", err)

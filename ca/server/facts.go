@@ -27,7 +27,7 @@ func (s adminService) ServerStatus(context.Context, *wire.ServerStatusRequest) (
 		TrustDomain: s.cfg.TrustDomain.String(), ServerId: s.Credentials().SVID.ID.String(), Version: s.cfg.Version,
 		Position: toPosition(snap.position), Clock: now.UnixMilli(), Nodes: uint32(len(s.nodes.all())),
 		Connected: uint32(s.sessions.count()), Documents: uint32(len(snap.docs)), Listen: s.Addr().String(),
-		DataDir: s.cfg.DataDir, DefaultDeny: s.cfg.DefaultDeny, RootNamespace: s.cfg.RootNamespace, Uptime: now.Sub(s.started).Milliseconds(),
+		DataDir: s.cfg.DataDir, DefaultDeny: s.cfg.DefaultDeny, Revocations: uint32(len(snap.revoked)), RootNamespace: s.cfg.RootNamespace, Uptime: now.Sub(s.started).Milliseconds(),
 	}
 	for _, c := range s.certificates() {
 		st := authorityState(c)

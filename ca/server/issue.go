@@ -6,6 +6,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,6 +41,10 @@ const (
 // at before and after the record: what an evicted node asked for is never
 // sent to it.
 func (s *Server) issueBatch(ctx context.Context, sess *session, batch *wire.IssueBatch) *wire.IssueResults {
+	// What is revoked is looked at before and counts after: none is under way
+	// while a revocation is made.
+	s.issuing.RLock()
+	defer s.issuing.RUnlock()
 	start := time.Now()
 	out := &wire.IssueResults{Batch: batch.GetBatch()}
 	asked := batch.GetRequests()
@@ -108,6 +113,10 @@ func entitle(snap *snapshot, node ca.AttestedNode, r *wire.IssueRequest) (ca.Req
 		return ca.Request{}, &ca.Refusal{Cause: ca.CauseDenied, Reason: ca.ReasonNotEntitled,
 			Err: fmt.Errorf("there is no registration %q", clip(r.GetRegistration(), 512))}
 	}
+	if snap.denials.Bars(id) {
+		return ca.Request{}, &ca.Refusal{Cause: ca.CauseDenied, Reason: ca.ReasonNotEntitled,
+			Err: fmt.Errorf("%s is revoked; aval revoke lift %s lets it be issued again", id, id)}
+	}
 	entitled, err := node.Workload(h.registration, id)
 	if err != nil {
 		return ca.Request{}, err
@@ -136,7 +145,7 @@ func (s *Server) release(out *wire.IssueResults, asked []*wire.IssueRequest, fau
 			receipt = signed[at]
 			at++
 			leaf := results[n].Leaf
-			s.live.put(sess.node.ID().String(), liveSVID{leaf.URIs[0].String(), identity.Serial(leaf), results[n].IssuedAt, leaf.NotAfter}, now)
+			s.live.put(sess.node.ID().String(), liveSVID{leaf.URIs[0].String(), identity.Serial(leaf), hex.EncodeToString(leaf.AuthorityKeyId), results[n].IssuedAt, leaf.NotAfter}, now)
 		}
 		err := results[n].Err
 		if faults[n] != nil {

@@ -4,6 +4,7 @@
 package server
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"strings"
@@ -18,6 +19,7 @@ import (
 type liveSVID struct {
 	id       string
 	serial   string
+	issuer   string // hex SKI
 	issued   time.Time
 	notAfter time.Time
 }
@@ -33,7 +35,7 @@ func (x *liveIndex) add(e audit.Event, now time.Time) {
 	if e.Kind != audit.KindIssuance || e.Role != audit.RoleWorkload || e.Node == "" || !now.Before(e.NotAfter) {
 		return
 	}
-	x.put(e.Node, liveSVID{e.SPIFFEID, e.Serial, e.Time, e.NotAfter}, now)
+	x.put(e.Node, liveSVID{e.SPIFFEID, e.Serial, e.Issuer, e.Time, e.NotAfter}, now)
 }
 
 func (x *liveIndex) put(node string, v liveSVID, now time.Time) {
@@ -62,6 +64,30 @@ func (x *liveIndex) of(node identity.ID, now time.Time) []liveSVID {
 	}
 	slices.SortStableFunc(out, func(a, b liveSVID) int { return strings.Compare(a.id, b.id) })
 	return out
+}
+
+// pick returns the live SVIDs that want picks, by node, ID and end.
+func (x *liveIndex) pick(now time.Time, want func(node string, v liveSVID) bool) []exposed {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var out []exposed
+	for node, list := range x.byNode {
+		for _, v := range list {
+			if now.Before(v.notAfter) && want(node, v) {
+				out = append(out, exposed{node, v})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b exposed) int {
+		return cmp.Or(strings.Compare(a.node, b.node), strings.Compare(a.id, b.id), a.notAfter.Compare(b.notAfter))
+	})
+	return out
+}
+
+// exposed is a live SVID with its node.
+type exposed struct {
+	node string
+	liveSVID
 }
 
 var errStop = errors.New("enough was read")

@@ -139,7 +139,11 @@ func (d *documents) read() (*snapshot, error) {
 			next.policies[h.key.Namespace][h.key] = true
 		}
 	}
-	return next, nil
+	revoked, err := d.readRevocations()
+	if err != nil {
+		return nil, err
+	}
+	return next.revoking(revoked), nil
 }
 
 // parseStored parses a document that was accepted once. Lifetimes outside of

@@ -97,6 +97,9 @@ func (s *Server) reconcile(ctx context.Context, now time.Time) error {
 	if err := s.reconcileRollover(ctx, now); err != nil {
 		return fmt.Errorf("restored store: %w", err)
 	}
+	if err := s.reconcileRevocations(ctx, now); err != nil {
+		return fmt.Errorf("restored store: %w", err)
+	}
 	// A token that was used since the backup is unused again in it: whoever
 	// finds it could join with another key.
 	if err := s.nodes.dropGrants(ctx); err != nil {

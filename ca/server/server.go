@@ -63,9 +63,11 @@ type Server struct {
 	settled     atomic.Bool // the registry has heard of every node that may come back
 
 	documents *documents
+	revoker   *revoker
 	keySets   *keySets
 	nodes     *nodes
 	live      liveIndex
+	issuing   sync.RWMutex // read-held over a batch, held over a revocation
 	receipts  receiptSigner
 	sessions  sessions
 	refusals  *refusals
@@ -165,6 +167,7 @@ func (s *Server) assemble(keySource *jwks.Source) {
 	s.nodes = &nodes{store: s.store}
 	s.marks.store = s.store
 	s.rollover = newRollover(s)
+	s.revoker = &revoker{server: s, wake: make(chan struct{}, 1)}
 	s.ledger = newLedger()
 	s.registry, s.expiry = s.newRegistry(), make(signal, 1)
 	s.refusals = &refusals{
@@ -234,6 +237,7 @@ func (s *Server) Run(ctx context.Context) error {
 	part(&parts, ctx, func(ctx context.Context) error { return rotation.Loop(ctx, &keeper{server: s}, nil) })
 	part(&parts, ctx, func(ctx context.Context) error { return rotation.Loop(ctx, &issuerKeeper{server: s}, nil) })
 	part(&parts, ctx, func(ctx context.Context) error { return rotation.Loop(ctx, s.rollover, s.rollover.wake) })
+	part(&parts, ctx, func(ctx context.Context) error { return rotation.Loop(ctx, s.revoker, s.revoker.wake) })
 	part(&parts, ctx, s.serveNodes)
 	part(&parts, ctx, s.serveAdmin)
 	s.serving.Store(true)

@@ -218,6 +218,7 @@ type view struct {
 	namespaces map[string]int          // registrations held, by namespace
 	started    bool
 	bundle     [32]byte // hash of the bundle that was sent
+	denied     [32]byte // hash of the denials that were sent
 
 	ring    *keyRing                  // that keyed was brought up to
 	sources map[document.Key][]string // of the RequestAuthentications sent
@@ -252,6 +253,10 @@ func (v *view) advance(next *snapshot, ring *keyRing, bundle identity.Bundle) []
 	if !v.started || bundle.Hash() != v.bundle {
 		d.begin().Bundles = []*wire.Bundle{wire.FromBundle(bundle)}
 		v.bundle = bundle.Hash()
+	}
+	if next.denials.Hash() != v.denied {
+		d.begin().Denials = wire.FromDenials(next.denials)
+		v.denied = next.denials.Hash()
 	}
 	v.started, v.position = true, next.position
 	touched := map[string]bool{}

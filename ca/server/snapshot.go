@@ -39,6 +39,9 @@ type snapshot struct {
 	// revision; before it nothing is remembered.
 	recent []change
 	floor  uint64
+	// revoked are the revocations by their key, denials what follows of them.
+	revoked map[string]revocation
+	denials *identity.Denials
 }
 
 // change is one document that was changed at a revision.
@@ -146,7 +149,8 @@ type edit struct {
 
 // with returns the snapshot after edits at a position.
 func (s *snapshot) with(position store.Position, edits []edit) *snapshot {
-	next := &snapshot{position: position, floor: s.floor, docs: maps.Clone(s.docs), policies: maps.Clone(s.policies)}
+	next := &snapshot{position: position, floor: s.floor, revoked: s.revoked, denials: s.denials,
+		docs: maps.Clone(s.docs), policies: maps.Clone(s.policies)}
 	next.recent = append(make([]change, 0, len(s.recent)+len(edits)), s.recent...)
 	copied := map[string]bool{}
 	for _, e := range edits {

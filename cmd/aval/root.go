@@ -82,7 +82,7 @@ Exit codes: 0 done, 1 a negative finding, 2 usage, 3 an invalid document,
 	for group, cmds := range map[string][]*cobra.Command{
 		"run":     {c.serverCommand(), c.agentCommand(), c.proxyCommand(), c.demoCommand()},
 		"declare": {c.applyCommand(), c.getCommand(), c.deleteCommand()},
-		"operate": {c.tokenCommand(), c.nodeCommand(), c.caCommand(), c.rotationCommand(), c.backupCommand(), c.restoreCommand(), c.auditCommand()},
+		"operate": {c.tokenCommand(), c.nodeCommand(), c.caCommand(), c.rotationCommand(), c.revokeCommand(), c.backupCommand(), c.restoreCommand(), c.auditCommand()},
 		"look":    {c.checkCommand(), c.explainCommand(), c.policyCommand(), c.svidCommand(), c.versionCommand(), c.completionCommand()},
 	} {
 		for _, cmd := range cmds {

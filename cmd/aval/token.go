@@ -238,8 +238,9 @@ func (c *cli) nodeEvictCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "evict NAME", Short: "Shut a node out, from this moment", Args: takes("NAME"),
 		Long: `Evict ends the node's rights at once: its stream is closed, and it gets
-nothing more. SVIDs that it holds live on until their ends; the command lists
-them, since nothing but their expiry ends them for peers that are not Aval's.`,
+nothing more. SVIDs that it holds are revoked: Aval's servers, agents and
+proxies refuse them and cut their connections at once. The command lists them,
+since nothing but their expiry ends them for peers that are not Aval's.`,
 		Example:           "  aval node evict db-1",
 		ValidArgsFunction: c.completeNode,
 	}
@@ -256,7 +257,7 @@ them, since nothing but their expiry ends them for peers that are not Aval's.`,
 			}
 			n := nodeOf(resp.GetNode())
 			return c.show(n, func() error {
-				fmt.Fprintf(c.out, "node %s evicted; it holds %s\n", n.Name, plural(len(n.SVIDs), "live SVID"))
+				fmt.Fprintf(c.out, "node %s evicted; it holds %s; Aval refuses what it holds, other verifiers take it until its end\n", n.Name, plural(len(n.SVIDs), "live SVID"))
 				return c.printLive(n.SVIDs, time.Now())
 			})
 		})

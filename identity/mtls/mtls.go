@@ -40,9 +40,16 @@ func (f Fixed) Credentials() *identity.Credentials { return f.C }
 // key is not yet proven: crypto/tls checks CertificateVerify afterwards. Only
 // a completed handshake proves it.
 type Peer struct {
-	ID       identity.ID
-	Serial   string
-	NotAfter time.Time // the earliest of its chain
+	ID        identity.ID
+	Serial    string
+	NotBefore time.Time // of the leaf
+	NotAfter  time.Time // the earliest of its chain
+	Issuers   string    // of the chain that was presented, as identity.Signers prints them
+}
+
+// Denied says why the peer's certificate is revoked, "" where it is not.
+func (p Peer) Denied(d *identity.Denials) string {
+	return d.Denies(p.ID, p.Serial, p.NotBefore, p.Issuers)
 }
 
 // Authorize decides whether a verified peer may connect. A Rejection it

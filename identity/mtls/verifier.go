@@ -26,6 +26,7 @@ const (
 	ReasonIDMismatch       = "id_mismatch"
 	ReasonNotAnSVID        = "not_an_svid"
 	ReasonPolicyDenied     = "policy_denied"
+	ReasonRevoked          = "revoked"
 )
 
 // Rejection says why a peer was refused. ID and Serial are what its leaf
@@ -110,15 +111,25 @@ func (v *Verifier) Verify(chain []*x509.Certificate, creds *identity.Credentials
 	}
 	key := cacheKey(chain, bundle, purpose)
 	if hit, ok := v.lookup(key); ok && !now.Before(hit.start) && now.Before(hit.peer.NotAfter) {
-		return hit.peer, nil
+		return v.spared(hit.peer, creds)
 	}
 	verified, err := v.verify(chain, bundle, purpose, now)
 	if err != nil {
 		return reject(reasonOf(leaf, err, now), fmt.Errorf("chain of %s: %w", id, err))
 	}
-	entry := cached{peer: Peer{ID: id, Serial: identity.Serial(leaf), NotAfter: verified.end}, start: verified.start}
+	entry := cached{start: verified.start, peer: Peer{ID: id, Serial: identity.Serial(leaf), NotBefore: leaf.NotBefore,
+		NotAfter: verified.end, Issuers: identity.Signers(chain)}}
 	v.remember(key, entry)
-	return entry.peer, nil
+	return v.spared(entry.peer, creds)
+}
+
+// spared refuses a verified peer whose certificate is revoked. It is asked
+// each time, since what is revoked changes while the caches stand.
+func (v *Verifier) spared(peer Peer, creds *identity.Credentials) (Peer, error) {
+	if why := peer.Denied(creds.Denials()); why != "" {
+		return Peer{}, &Rejection{Reason: ReasonRevoked, ID: peer.ID, Serial: peer.Serial, Err: errors.New(why)}
+	}
+	return peer, nil
 }
 
 // span is the time in which every certificate of a verified chain is valid.

@@ -1591,7 +1591,9 @@ type Delta struct {
 	Reset_ bool `protobuf:"varint,6,opt,name=reset,proto3" json:"reset,omitempty"`
 	// key_sets are those that changed, of the issuers that the node's policies
 	// name. Reset drops all of them.
-	KeySets       []*KeySet `protobuf:"bytes,8,rep,name=key_sets,json=keySets,proto3" json:"key_sets,omitempty"`
+	KeySets []*KeySet `protobuf:"bytes,8,rep,name=key_sets,json=keySets,proto3" json:"key_sets,omitempty"`
+	// denials, where set, replace those that the node holds. Reset drops them.
+	Denials       *Denials `protobuf:"bytes,9,opt,name=denials,proto3" json:"denials,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1675,6 +1677,130 @@ func (x *Delta) GetKeySets() []*KeySet {
 	return nil
 }
 
+func (x *Delta) GetDenials() *Denials {
+	if x != nil {
+		return x.Denials
+	}
+	return nil
+}
+
+// Denials are the certificates that are revoked.
+type Denials struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Serials []string               `protobuf:"bytes,1,rep,name=serials,proto3" json:"serials,omitempty"`
+	Ids     []*DeniedID            `protobuf:"bytes,2,rep,name=ids,proto3" json:"ids,omitempty"`
+	// issuers are the SKIs (hex) of authorities nothing of which is taken.
+	Issuers       []string `protobuf:"bytes,3,rep,name=issuers,proto3" json:"issuers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Denials) Reset() {
+	*x = Denials{}
+	mi := &file_aval_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Denials) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Denials) ProtoMessage() {}
+
+func (x *Denials) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Denials.ProtoReflect.Descriptor instead.
+func (*Denials) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Denials) GetSerials() []string {
+	if x != nil {
+		return x.Serials
+	}
+	return nil
+}
+
+func (x *Denials) GetIds() []*DeniedID {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *Denials) GetIssuers() []string {
+	if x != nil {
+		return x.Issuers
+	}
+	return nil
+}
+
+// DeniedID is a SPIFFE ID of which certificates are revoked.
+type DeniedID struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	// before, in milliseconds, spares certificates whose NotBefore is not before
+	// it; zero spares none.
+	Before        int64 `protobuf:"varint,2,opt,name=before,proto3" json:"before,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeniedID) Reset() {
+	*x = DeniedID{}
+	mi := &file_aval_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeniedID) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeniedID) ProtoMessage() {}
+
+func (x *DeniedID) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeniedID.ProtoReflect.Descriptor instead.
+func (*DeniedID) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *DeniedID) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *DeniedID) GetBefore() int64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
 // KeySet is the public keys of an issuer of tokens, as the server found them.
 type KeySet struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1687,7 +1813,7 @@ type KeySet struct {
 
 func (x *KeySet) Reset() {
 	*x = KeySet{}
-	mi := &file_aval_proto_msgTypes[21]
+	mi := &file_aval_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1699,7 +1825,7 @@ func (x *KeySet) String() string {
 func (*KeySet) ProtoMessage() {}
 
 func (x *KeySet) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[21]
+	mi := &file_aval_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1712,7 +1838,7 @@ func (x *KeySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeySet.ProtoReflect.Descriptor instead.
 func (*KeySet) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{21}
+	return file_aval_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *KeySet) GetUri() string {
@@ -1743,7 +1869,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_aval_proto_msgTypes[22]
+	mi := &file_aval_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +1881,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[22]
+	mi := &file_aval_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +1894,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{22}
+	return file_aval_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Resource) GetKey() *ResourceKey {
@@ -1810,7 +1936,7 @@ type ResourceKey struct {
 
 func (x *ResourceKey) Reset() {
 	*x = ResourceKey{}
-	mi := &file_aval_proto_msgTypes[23]
+	mi := &file_aval_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1822,7 +1948,7 @@ func (x *ResourceKey) String() string {
 func (*ResourceKey) ProtoMessage() {}
 
 func (x *ResourceKey) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[23]
+	mi := &file_aval_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1835,7 +1961,7 @@ func (x *ResourceKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceKey.ProtoReflect.Descriptor instead.
 func (*ResourceKey) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{23}
+	return file_aval_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResourceKey) GetKind() string {
@@ -1870,7 +1996,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_aval_proto_msgTypes[24]
+	mi := &file_aval_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +2008,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[24]
+	mi := &file_aval_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +2021,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{24}
+	return file_aval_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -1922,7 +2048,7 @@ type IssueResults struct {
 
 func (x *IssueResults) Reset() {
 	*x = IssueResults{}
-	mi := &file_aval_proto_msgTypes[25]
+	mi := &file_aval_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1934,7 +2060,7 @@ func (x *IssueResults) String() string {
 func (*IssueResults) ProtoMessage() {}
 
 func (x *IssueResults) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[25]
+	mi := &file_aval_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1947,7 +2073,7 @@ func (x *IssueResults) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResults.ProtoReflect.Descriptor instead.
 func (*IssueResults) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{25}
+	return file_aval_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *IssueResults) GetBatch() uint64 {
@@ -1981,7 +2107,7 @@ type IssueResult struct {
 
 func (x *IssueResult) Reset() {
 	*x = IssueResult{}
-	mi := &file_aval_proto_msgTypes[26]
+	mi := &file_aval_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1993,7 +2119,7 @@ func (x *IssueResult) String() string {
 func (*IssueResult) ProtoMessage() {}
 
 func (x *IssueResult) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[26]
+	mi := &file_aval_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2006,7 +2132,7 @@ func (x *IssueResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResult.ProtoReflect.Descriptor instead.
 func (*IssueResult) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{26}
+	return file_aval_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *IssueResult) GetRequest() uint64 {
@@ -2069,7 +2195,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_aval_proto_msgTypes[27]
+	mi := &file_aval_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +2207,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[27]
+	mi := &file_aval_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +2220,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{27}
+	return file_aval_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Receipt) GetLog() string {
@@ -2155,7 +2281,7 @@ type RecordsAck struct {
 
 func (x *RecordsAck) Reset() {
 	*x = RecordsAck{}
-	mi := &file_aval_proto_msgTypes[28]
+	mi := &file_aval_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2167,7 +2293,7 @@ func (x *RecordsAck) String() string {
 func (*RecordsAck) ProtoMessage() {}
 
 func (x *RecordsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[28]
+	mi := &file_aval_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2180,7 +2306,7 @@ func (x *RecordsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsAck.ProtoReflect.Descriptor instead.
 func (*RecordsAck) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{28}
+	return file_aval_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RecordsAck) GetSequence() uint64 {
@@ -2201,7 +2327,7 @@ type Checkpoints struct {
 
 func (x *Checkpoints) Reset() {
 	*x = Checkpoints{}
-	mi := &file_aval_proto_msgTypes[29]
+	mi := &file_aval_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2339,7 @@ func (x *Checkpoints) String() string {
 func (*Checkpoints) ProtoMessage() {}
 
 func (x *Checkpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[29]
+	mi := &file_aval_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2352,7 @@ func (x *Checkpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoints.ProtoReflect.Descriptor instead.
 func (*Checkpoints) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{29}
+	return file_aval_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Checkpoints) GetCheckpoints() []*Checkpoint {
@@ -2247,7 +2373,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_aval_proto_msgTypes[30]
+	mi := &file_aval_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2259,7 +2385,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[30]
+	mi := &file_aval_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2272,7 +2398,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{30}
+	return file_aval_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Checkpoint) GetLog() string {
@@ -2308,7 +2434,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_aval_proto_msgTypes[31]
+	mi := &file_aval_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2320,7 +2446,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[31]
+	mi := &file_aval_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2333,7 +2459,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{31}
+	return file_aval_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Goodbye) GetReason() string {
@@ -2368,7 +2494,7 @@ type Announcement struct {
 
 func (x *Announcement) Reset() {
 	*x = Announcement{}
-	mi := &file_aval_proto_msgTypes[32]
+	mi := &file_aval_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2380,7 +2506,7 @@ func (x *Announcement) String() string {
 func (*Announcement) ProtoMessage() {}
 
 func (x *Announcement) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[32]
+	mi := &file_aval_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2393,7 +2519,7 @@ func (x *Announcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
 func (*Announcement) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{32}
+	return file_aval_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Announcement) GetIdentity() string {
@@ -2419,7 +2545,7 @@ type Announced struct {
 
 func (x *Announced) Reset() {
 	*x = Announced{}
-	mi := &file_aval_proto_msgTypes[33]
+	mi := &file_aval_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2431,7 +2557,7 @@ func (x *Announced) String() string {
 func (*Announced) ProtoMessage() {}
 
 func (x *Announced) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[33]
+	mi := &file_aval_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2444,7 +2570,7 @@ func (x *Announced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announced.ProtoReflect.Descriptor instead.
 func (*Announced) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{33}
+	return file_aval_proto_rawDescGZIP(), []int{35}
 }
 
 type EndpointsRequest struct {
@@ -2456,7 +2582,7 @@ type EndpointsRequest struct {
 
 func (x *EndpointsRequest) Reset() {
 	*x = EndpointsRequest{}
-	mi := &file_aval_proto_msgTypes[34]
+	mi := &file_aval_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2594,7 @@ func (x *EndpointsRequest) String() string {
 func (*EndpointsRequest) ProtoMessage() {}
 
 func (x *EndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[34]
+	mi := &file_aval_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2607,7 @@ func (x *EndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointsRequest.ProtoReflect.Descriptor instead.
 func (*EndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{34}
+	return file_aval_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *EndpointsRequest) GetIdentity() string {
@@ -2504,7 +2630,7 @@ type EndpointSet struct {
 
 func (x *EndpointSet) Reset() {
 	*x = EndpointSet{}
-	mi := &file_aval_proto_msgTypes[35]
+	mi := &file_aval_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +2642,7 @@ func (x *EndpointSet) String() string {
 func (*EndpointSet) ProtoMessage() {}
 
 func (x *EndpointSet) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[35]
+	mi := &file_aval_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +2655,7 @@ func (x *EndpointSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointSet.ProtoReflect.Descriptor instead.
 func (*EndpointSet) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{35}
+	return file_aval_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *EndpointSet) GetEndpoints() []*Endpoint {
@@ -2564,7 +2690,7 @@ type HolderRequest struct {
 
 func (x *HolderRequest) Reset() {
 	*x = HolderRequest{}
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2576,7 +2702,7 @@ func (x *HolderRequest) String() string {
 func (*HolderRequest) ProtoMessage() {}
 
 func (x *HolderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[36]
+	mi := &file_aval_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2589,7 +2715,7 @@ func (x *HolderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HolderRequest.ProtoReflect.Descriptor instead.
 func (*HolderRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{36}
+	return file_aval_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *HolderRequest) GetSource() string {
@@ -2617,7 +2743,7 @@ type HolderResponse struct {
 
 func (x *HolderResponse) Reset() {
 	*x = HolderResponse{}
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2629,7 +2755,7 @@ func (x *HolderResponse) String() string {
 func (*HolderResponse) ProtoMessage() {}
 
 func (x *HolderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[37]
+	mi := &file_aval_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2642,7 +2768,7 @@ func (x *HolderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HolderResponse.ProtoReflect.Descriptor instead.
 func (*HolderResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{37}
+	return file_aval_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *HolderResponse) GetUid() uint32 {
@@ -2679,7 +2805,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2691,7 +2817,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[38]
+	mi := &file_aval_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2704,7 +2830,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{38}
+	return file_aval_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *WatchRequest) GetIdentity() string {
@@ -2738,7 +2864,7 @@ type TookRequest struct {
 
 func (x *TookRequest) Reset() {
 	*x = TookRequest{}
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2750,7 +2876,7 @@ func (x *TookRequest) String() string {
 func (*TookRequest) ProtoMessage() {}
 
 func (x *TookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[39]
+	mi := &file_aval_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2763,7 +2889,7 @@ func (x *TookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TookRequest.ProtoReflect.Descriptor instead.
 func (*TookRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{39}
+	return file_aval_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TookRequest) GetTag() uint64 {
@@ -2781,7 +2907,7 @@ type TookResponse struct {
 
 func (x *TookResponse) Reset() {
 	*x = TookResponse{}
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2793,7 +2919,7 @@ func (x *TookResponse) String() string {
 func (*TookResponse) ProtoMessage() {}
 
 func (x *TookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[40]
+	mi := &file_aval_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2806,7 +2932,7 @@ func (x *TookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TookResponse.ProtoReflect.Descriptor instead.
 func (*TookResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{40}
+	return file_aval_proto_rawDescGZIP(), []int{42}
 }
 
 // Snapshot is complete in itself: credentials, bundles and policies of one
@@ -2829,14 +2955,15 @@ type Snapshot struct {
 	// key_sets are those that the policies name.
 	KeySets []*KeySet `protobuf:"bytes,14,rep,name=key_sets,json=keySets,proto3" json:"key_sets,omitempty"`
 	// tag names the snapshot on this agent.
-	Tag           uint64 `protobuf:"varint,15,opt,name=tag,proto3" json:"tag,omitempty"`
+	Tag           uint64   `protobuf:"varint,15,opt,name=tag,proto3" json:"tag,omitempty"`
+	Denials       *Denials `protobuf:"bytes,17,opt,name=denials,proto3" json:"denials,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2848,7 +2975,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[41]
+	mi := &file_aval_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2861,7 +2988,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{41}
+	return file_aval_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Snapshot) GetPosition() *Position {
@@ -2955,6 +3082,13 @@ func (x *Snapshot) GetTag() uint64 {
 	return 0
 }
 
+func (x *Snapshot) GetDenials() *Denials {
+	if x != nil {
+		return x.Denials
+	}
+	return nil
+}
+
 type ExplainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -2964,7 +3098,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2976,7 +3110,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[42]
+	mi := &file_aval_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2989,7 +3123,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{42}
+	return file_aval_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ExplainRequest) GetPid() int32 {
@@ -3012,7 +3146,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3024,7 +3158,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[43]
+	mi := &file_aval_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3037,7 +3171,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{43}
+	return file_aval_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ExplainResponse) GetSelectors() map[string]*Values {
@@ -3093,7 +3227,7 @@ type ExplainedRegistration struct {
 
 func (x *ExplainedRegistration) Reset() {
 	*x = ExplainedRegistration{}
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3105,7 +3239,7 @@ func (x *ExplainedRegistration) String() string {
 func (*ExplainedRegistration) ProtoMessage() {}
 
 func (x *ExplainedRegistration) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[44]
+	mi := &file_aval_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3118,7 +3252,7 @@ func (x *ExplainedRegistration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedRegistration.ProtoReflect.Descriptor instead.
 func (*ExplainedRegistration) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{44}
+	return file_aval_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ExplainedRegistration) GetRegistration() string {
@@ -3178,7 +3312,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3190,7 +3324,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[45]
+	mi := &file_aval_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3203,7 +3337,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{45}
+	return file_aval_proto_rawDescGZIP(), []int{47}
 }
 
 type StatusResponse struct {
@@ -3229,7 +3363,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3241,7 +3375,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[46]
+	mi := &file_aval_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3254,7 +3388,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{46}
+	return file_aval_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StatusResponse) GetNodeId() string {
@@ -3355,6 +3489,437 @@ func (x *StatusResponse) GetContradicted() []string {
 	return nil
 }
 
+type RevokeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// kind is serial, id, node or issuer.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// target is a serial, a SPIFFE ID or a registration (namespace/name), a
+	// node's name, or an authority's SKI (hex).
+	Target        string `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	DryRun        bool   `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeRequest) Reset() {
+	*x = RevokeRequest{}
+	mi := &file_aval_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeRequest) ProtoMessage() {}
+
+func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
+func (*RevokeRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *RevokeRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RevokeRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *RevokeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RevokeRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type RevokeResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Revocation *Revocation            `protobuf:"bytes,1,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	// exposed are the certificates concerned: who is not a server, agent or
+	// proxy of Aval takes each of them until it ends.
+	Exposed       []*ExposedSVID `protobuf:"bytes,2,rep,name=exposed,proto3" json:"exposed,omitempty"`
+	DryRun        bool           `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeResponse) Reset() {
+	*x = RevokeResponse{}
+	mi := &file_aval_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeResponse) ProtoMessage() {}
+
+func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
+func (*RevokeResponse) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *RevokeResponse) GetRevocation() *Revocation {
+	if x != nil {
+		return x.Revocation
+	}
+	return nil
+}
+
+func (x *RevokeResponse) GetExposed() []*ExposedSVID {
+	if x != nil {
+		return x.Exposed
+	}
+	return nil
+}
+
+func (x *RevokeResponse) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// ExposedSVID is a certificate that is revoked and has not ended.
+type ExposedSVID struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Serial        string                 `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	NotAfter      int64                  `protobuf:"varint,4,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExposedSVID) Reset() {
+	*x = ExposedSVID{}
+	mi := &file_aval_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExposedSVID) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExposedSVID) ProtoMessage() {}
+
+func (x *ExposedSVID) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExposedSVID.ProtoReflect.Descriptor instead.
+func (*ExposedSVID) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *ExposedSVID) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *ExposedSVID) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *ExposedSVID) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ExposedSVID) GetNotAfter() int64 {
+	if x != nil {
+		return x.NotAfter
+	}
+	return 0
+}
+
+// Revocation is one act of revoking. Times are Unix milliseconds, zero where
+// there is none.
+type Revocation struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Kind   string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Target string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	At     int64                  `protobuf:"varint,3,opt,name=at,proto3" json:"at,omitempty"`
+	// ends is when nothing of what is denied can be valid any more.
+	Ends    int64  `protobuf:"varint,4,opt,name=ends,proto3" json:"ends,omitempty"`
+	Actor   string `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
+	Reason  string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Serials uint32 `protobuf:"varint,7,opt,name=serials,proto3" json:"serials,omitempty"`
+	// lifted is since when the identity may be issued again.
+	Lifted        int64 `protobuf:"varint,8,opt,name=lifted,proto3" json:"lifted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revocation) Reset() {
+	*x = Revocation{}
+	mi := &file_aval_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revocation) ProtoMessage() {}
+
+func (x *Revocation) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
+func (*Revocation) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *Revocation) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Revocation) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Revocation) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *Revocation) GetEnds() int64 {
+	if x != nil {
+		return x.Ends
+	}
+	return 0
+}
+
+func (x *Revocation) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *Revocation) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Revocation) GetSerials() uint32 {
+	if x != nil {
+		return x.Serials
+	}
+	return 0
+}
+
+func (x *Revocation) GetLifted() int64 {
+	if x != nil {
+		return x.Lifted
+	}
+	return 0
+}
+
+type ListRevocationsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevocationsRequest) Reset() {
+	*x = ListRevocationsRequest{}
+	mi := &file_aval_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevocationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevocationsRequest) ProtoMessage() {}
+
+func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
+func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{53}
+}
+
+type ListRevocationsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revocations   []*Revocation          `protobuf:"bytes,1,rep,name=revocations,proto3" json:"revocations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevocationsResponse) Reset() {
+	*x = ListRevocationsResponse{}
+	mi := &file_aval_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevocationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevocationsResponse) ProtoMessage() {}
+
+func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
+func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ListRevocationsResponse) GetRevocations() []*Revocation {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
+type LiftRevocationRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// target is a SPIFFE ID or a registration.
+	Target        string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LiftRevocationRequest) Reset() {
+	*x = LiftRevocationRequest{}
+	mi := &file_aval_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LiftRevocationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LiftRevocationRequest) ProtoMessage() {}
+
+func (x *LiftRevocationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aval_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LiftRevocationRequest.ProtoReflect.Descriptor instead.
+func (*LiftRevocationRequest) Descriptor() ([]byte, []int) {
+	return file_aval_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *LiftRevocationRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
 type ListEndpointsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3363,7 +3928,7 @@ type ListEndpointsRequest struct {
 
 func (x *ListEndpointsRequest) Reset() {
 	*x = ListEndpointsRequest{}
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3375,7 +3940,7 @@ func (x *ListEndpointsRequest) String() string {
 func (*ListEndpointsRequest) ProtoMessage() {}
 
 func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[47]
+	mi := &file_aval_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3388,7 +3953,7 @@ func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{47}
+	return file_aval_proto_rawDescGZIP(), []int{56}
 }
 
 type ListEndpointsResponse struct {
@@ -3402,7 +3967,7 @@ type ListEndpointsResponse struct {
 
 func (x *ListEndpointsResponse) Reset() {
 	*x = ListEndpointsResponse{}
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3414,7 +3979,7 @@ func (x *ListEndpointsResponse) String() string {
 func (*ListEndpointsResponse) ProtoMessage() {}
 
 func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[48]
+	mi := &file_aval_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3427,7 +3992,7 @@ func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListEndpointsResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{48}
+	return file_aval_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListEndpointsResponse) GetEndpoints() []*EndpointState {
@@ -3463,7 +4028,7 @@ type EndpointState struct {
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3475,7 +4040,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[49]
+	mi := &file_aval_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3488,7 +4053,7 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{49}
+	return file_aval_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *EndpointState) GetEndpoint() *Endpoint {
@@ -3545,7 +4110,7 @@ type RotationStatusRequest struct {
 
 func (x *RotationStatusRequest) Reset() {
 	*x = RotationStatusRequest{}
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3557,7 +4122,7 @@ func (x *RotationStatusRequest) String() string {
 func (*RotationStatusRequest) ProtoMessage() {}
 
 func (x *RotationStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[50]
+	mi := &file_aval_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3570,7 +4135,7 @@ func (x *RotationStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationStatusRequest.ProtoReflect.Descriptor instead.
 func (*RotationStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{50}
+	return file_aval_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *RotationStatusRequest) GetTarget() string {
@@ -3616,7 +4181,7 @@ type RotateRequest struct {
 
 func (x *RotateRequest) Reset() {
 	*x = RotateRequest{}
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3628,7 +4193,7 @@ func (x *RotateRequest) String() string {
 func (*RotateRequest) ProtoMessage() {}
 
 func (x *RotateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[51]
+	mi := &file_aval_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3641,7 +4206,7 @@ func (x *RotateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
 func (*RotateRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{51}
+	return file_aval_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RotateRequest) GetVerb() string {
@@ -3740,7 +4305,7 @@ type RotationState struct {
 
 func (x *RotationState) Reset() {
 	*x = RotationState{}
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3752,7 +4317,7 @@ func (x *RotationState) String() string {
 func (*RotationState) ProtoMessage() {}
 
 func (x *RotationState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[52]
+	mi := &file_aval_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3765,7 +4330,7 @@ func (x *RotationState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationState.ProtoReflect.Descriptor instead.
 func (*RotationState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{52}
+	return file_aval_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *RotationState) GetTarget() string {
@@ -3947,7 +4512,7 @@ type RotationHolder struct {
 
 func (x *RotationHolder) Reset() {
 	*x = RotationHolder{}
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3959,7 +4524,7 @@ func (x *RotationHolder) String() string {
 func (*RotationHolder) ProtoMessage() {}
 
 func (x *RotationHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[53]
+	mi := &file_aval_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3972,7 +4537,7 @@ func (x *RotationHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationHolder.ProtoReflect.Descriptor instead.
 func (*RotationHolder) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{53}
+	return file_aval_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *RotationHolder) GetNode() string {
@@ -4039,7 +4604,7 @@ type RotationStep struct {
 
 func (x *RotationStep) Reset() {
 	*x = RotationStep{}
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4051,7 +4616,7 @@ func (x *RotationStep) String() string {
 func (*RotationStep) ProtoMessage() {}
 
 func (x *RotationStep) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[54]
+	mi := &file_aval_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4064,7 +4629,7 @@ func (x *RotationStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationStep.ProtoReflect.Descriptor instead.
 func (*RotationStep) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{54}
+	return file_aval_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RotationStep) GetPhase() string {
@@ -4117,7 +4682,7 @@ type RequestIntermediateRequest struct {
 
 func (x *RequestIntermediateRequest) Reset() {
 	*x = RequestIntermediateRequest{}
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4129,7 +4694,7 @@ func (x *RequestIntermediateRequest) String() string {
 func (*RequestIntermediateRequest) ProtoMessage() {}
 
 func (x *RequestIntermediateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[55]
+	mi := &file_aval_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4142,7 +4707,7 @@ func (x *RequestIntermediateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestIntermediateRequest.ProtoReflect.Descriptor instead.
 func (*RequestIntermediateRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{55}
+	return file_aval_proto_rawDescGZIP(), []int{64}
 }
 
 type RequestIntermediateResponse struct {
@@ -4155,7 +4720,7 @@ type RequestIntermediateResponse struct {
 
 func (x *RequestIntermediateResponse) Reset() {
 	*x = RequestIntermediateResponse{}
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4167,7 +4732,7 @@ func (x *RequestIntermediateResponse) String() string {
 func (*RequestIntermediateResponse) ProtoMessage() {}
 
 func (x *RequestIntermediateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[56]
+	mi := &file_aval_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4180,7 +4745,7 @@ func (x *RequestIntermediateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestIntermediateResponse.ProtoReflect.Descriptor instead.
 func (*RequestIntermediateResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{56}
+	return file_aval_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *RequestIntermediateResponse) GetCsr() []byte {
@@ -4200,7 +4765,7 @@ type ImportIntermediateRequest struct {
 
 func (x *ImportIntermediateRequest) Reset() {
 	*x = ImportIntermediateRequest{}
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4212,7 +4777,7 @@ func (x *ImportIntermediateRequest) String() string {
 func (*ImportIntermediateRequest) ProtoMessage() {}
 
 func (x *ImportIntermediateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[57]
+	mi := &file_aval_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4225,7 +4790,7 @@ func (x *ImportIntermediateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportIntermediateRequest.ProtoReflect.Descriptor instead.
 func (*ImportIntermediateRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{57}
+	return file_aval_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ImportIntermediateRequest) GetCertificates() [][]byte {
@@ -4244,7 +4809,7 @@ type ImportIntermediateResponse struct {
 
 func (x *ImportIntermediateResponse) Reset() {
 	*x = ImportIntermediateResponse{}
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4256,7 +4821,7 @@ func (x *ImportIntermediateResponse) String() string {
 func (*ImportIntermediateResponse) ProtoMessage() {}
 
 func (x *ImportIntermediateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[58]
+	mi := &file_aval_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4269,7 +4834,7 @@ func (x *ImportIntermediateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportIntermediateResponse.ProtoReflect.Descriptor instead.
 func (*ImportIntermediateResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{58}
+	return file_aval_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ImportIntermediateResponse) GetIntermediate() *AuthorityState {
@@ -4298,7 +4863,7 @@ type UpstreamState struct {
 
 func (x *UpstreamState) Reset() {
 	*x = UpstreamState{}
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4310,7 +4875,7 @@ func (x *UpstreamState) String() string {
 func (*UpstreamState) ProtoMessage() {}
 
 func (x *UpstreamState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[59]
+	mi := &file_aval_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4323,7 +4888,7 @@ func (x *UpstreamState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamState.ProtoReflect.Descriptor instead.
 func (*UpstreamState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{59}
+	return file_aval_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *UpstreamState) GetName() string {
@@ -4379,7 +4944,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4391,7 +4956,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[60]
+	mi := &file_aval_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4404,7 +4969,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{60}
+	return file_aval_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ApplyRequest) GetDocuments() [][]byte {
@@ -4432,7 +4997,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4444,7 +5009,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[61]
+	mi := &file_aval_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4457,7 +5022,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{61}
+	return file_aval_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ApplyResponse) GetChanges() []*Change {
@@ -4496,7 +5061,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4508,7 +5073,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[62]
+	mi := &file_aval_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4521,7 +5086,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{62}
+	return file_aval_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Change) GetKey() *ResourceKey {
@@ -4572,7 +5137,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4584,7 +5149,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[63]
+	mi := &file_aval_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4597,7 +5162,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{63}
+	return file_aval_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *GetRequest) GetKind() string {
@@ -4631,7 +5196,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4643,7 +5208,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[64]
+	mi := &file_aval_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4656,7 +5221,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{64}
+	return file_aval_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *GetResponse) GetDocuments() [][]byte {
@@ -4683,7 +5248,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4695,7 +5260,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[65]
+	mi := &file_aval_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4708,7 +5273,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{65}
+	return file_aval_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *DeleteRequest) GetKeys() []*ResourceKey {
@@ -4735,7 +5300,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4747,7 +5312,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[66]
+	mi := &file_aval_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4760,7 +5325,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{66}
+	return file_aval_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *DeleteResponse) GetChanges() []*Change {
@@ -4789,7 +5354,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4801,7 +5366,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[67]
+	mi := &file_aval_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4814,7 +5379,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{67}
+	return file_aval_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *CreateTokenRequest) GetTtl() int64 {
@@ -4851,7 +5416,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4863,7 +5428,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[68]
+	mi := &file_aval_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4876,7 +5441,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{68}
+	return file_aval_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -4924,7 +5489,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4936,7 +5501,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[69]
+	mi := &file_aval_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4949,7 +5514,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{69}
+	return file_aval_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListNodesRequest) GetName() string {
@@ -4968,7 +5533,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_aval_proto_msgTypes[70]
+	mi := &file_aval_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4980,7 +5545,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[70]
+	mi := &file_aval_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4993,7 +5558,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{70}
+	return file_aval_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeState {
@@ -5024,7 +5589,7 @@ type NodeState struct {
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_aval_proto_msgTypes[71]
+	mi := &file_aval_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5036,7 +5601,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[71]
+	mi := &file_aval_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5049,7 +5614,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{71}
+	return file_aval_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *NodeState) GetNodeId() string {
@@ -5154,7 +5719,7 @@ type LiveSVID struct {
 
 func (x *LiveSVID) Reset() {
 	*x = LiveSVID{}
-	mi := &file_aval_proto_msgTypes[72]
+	mi := &file_aval_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5166,7 +5731,7 @@ func (x *LiveSVID) String() string {
 func (*LiveSVID) ProtoMessage() {}
 
 func (x *LiveSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[72]
+	mi := &file_aval_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5179,7 +5744,7 @@ func (x *LiveSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSVID.ProtoReflect.Descriptor instead.
 func (*LiveSVID) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{72}
+	return file_aval_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *LiveSVID) GetSpiffeId() string {
@@ -5212,7 +5777,7 @@ type EvictNodeRequest struct {
 
 func (x *EvictNodeRequest) Reset() {
 	*x = EvictNodeRequest{}
-	mi := &file_aval_proto_msgTypes[73]
+	mi := &file_aval_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5224,7 +5789,7 @@ func (x *EvictNodeRequest) String() string {
 func (*EvictNodeRequest) ProtoMessage() {}
 
 func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[73]
+	mi := &file_aval_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5237,7 +5802,7 @@ func (x *EvictNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvictNodeRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{73}
+	return file_aval_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *EvictNodeRequest) GetName() string {
@@ -5256,7 +5821,7 @@ type EvictNodeResponse struct {
 
 func (x *EvictNodeResponse) Reset() {
 	*x = EvictNodeResponse{}
-	mi := &file_aval_proto_msgTypes[74]
+	mi := &file_aval_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5268,7 +5833,7 @@ func (x *EvictNodeResponse) String() string {
 func (*EvictNodeResponse) ProtoMessage() {}
 
 func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[74]
+	mi := &file_aval_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5281,7 +5846,7 @@ func (x *EvictNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictNodeResponse.ProtoReflect.Descriptor instead.
 func (*EvictNodeResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{74}
+	return file_aval_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *EvictNodeResponse) GetNode() *NodeState {
@@ -5315,7 +5880,7 @@ type EntriesRequest struct {
 
 func (x *EntriesRequest) Reset() {
 	*x = EntriesRequest{}
-	mi := &file_aval_proto_msgTypes[75]
+	mi := &file_aval_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5327,7 +5892,7 @@ func (x *EntriesRequest) String() string {
 func (*EntriesRequest) ProtoMessage() {}
 
 func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[75]
+	mi := &file_aval_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5340,7 +5905,7 @@ func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesRequest.ProtoReflect.Descriptor instead.
 func (*EntriesRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{75}
+	return file_aval_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *EntriesRequest) GetLog() string {
@@ -5431,7 +5996,7 @@ type EntriesResponse struct {
 
 func (x *EntriesResponse) Reset() {
 	*x = EntriesResponse{}
-	mi := &file_aval_proto_msgTypes[76]
+	mi := &file_aval_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5443,7 +6008,7 @@ func (x *EntriesResponse) String() string {
 func (*EntriesResponse) ProtoMessage() {}
 
 func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[76]
+	mi := &file_aval_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5456,7 +6021,7 @@ func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntriesResponse.ProtoReflect.Descriptor instead.
 func (*EntriesResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{76}
+	return file_aval_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *EntriesResponse) GetLog() string {
@@ -5481,7 +6046,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_aval_proto_msgTypes[77]
+	mi := &file_aval_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5493,7 +6058,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[77]
+	mi := &file_aval_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5506,7 +6071,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{77}
+	return file_aval_proto_rawDescGZIP(), []int{86}
 }
 
 type BackupResponse struct {
@@ -5518,7 +6083,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_aval_proto_msgTypes[78]
+	mi := &file_aval_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5530,7 +6095,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[78]
+	mi := &file_aval_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5543,7 +6108,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{78}
+	return file_aval_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -5561,7 +6126,7 @@ type ServerStatusRequest struct {
 
 func (x *ServerStatusRequest) Reset() {
 	*x = ServerStatusRequest{}
-	mi := &file_aval_proto_msgTypes[79]
+	mi := &file_aval_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5573,7 +6138,7 @@ func (x *ServerStatusRequest) String() string {
 func (*ServerStatusRequest) ProtoMessage() {}
 
 func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[79]
+	mi := &file_aval_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5586,7 +6151,7 @@ func (x *ServerStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusRequest.ProtoReflect.Descriptor instead.
 func (*ServerStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{79}
+	return file_aval_proto_rawDescGZIP(), []int{88}
 }
 
 type ServerStatusResponse struct {
@@ -5615,15 +6180,17 @@ type ServerStatusResponse struct {
 	EndpointFaults []string `protobuf:"bytes,22,rep,name=endpoint_faults,json=endpointFaults,proto3" json:"endpoint_faults,omitempty"`
 	Endpoints      uint32   `protobuf:"varint,23,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
 	// key_sets are the sources of keys that RequestAuthentications name.
-	KeySets       []*KeySetState `protobuf:"bytes,19,rep,name=key_sets,json=keySets,proto3" json:"key_sets,omitempty"`
-	Upstream      *UpstreamState `protobuf:"bytes,30,opt,name=upstream,proto3" json:"upstream,omitempty"`
+	KeySets  []*KeySetState `protobuf:"bytes,19,rep,name=key_sets,json=keySets,proto3" json:"key_sets,omitempty"`
+	Upstream *UpstreamState `protobuf:"bytes,30,opt,name=upstream,proto3" json:"upstream,omitempty"`
+	// revocations is how many are in force.
+	Revocations   uint32 `protobuf:"varint,34,opt,name=revocations,proto3" json:"revocations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServerStatusResponse) Reset() {
 	*x = ServerStatusResponse{}
-	mi := &file_aval_proto_msgTypes[80]
+	mi := &file_aval_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5635,7 +6202,7 @@ func (x *ServerStatusResponse) String() string {
 func (*ServerStatusResponse) ProtoMessage() {}
 
 func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[80]
+	mi := &file_aval_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5648,7 +6215,7 @@ func (x *ServerStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStatusResponse.ProtoReflect.Descriptor instead.
 func (*ServerStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{80}
+	return file_aval_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ServerStatusResponse) GetTrustDomain() string {
@@ -5805,6 +6372,13 @@ func (x *ServerStatusResponse) GetUpstream() *UpstreamState {
 	return nil
 }
 
+func (x *ServerStatusResponse) GetRevocations() uint32 {
+	if x != nil {
+		return x.Revocations
+	}
+	return 0
+}
+
 // KeySetState is how the server stands with one source of keys. Times are
 // Unix milliseconds, zero where there is none.
 type KeySetState struct {
@@ -5826,7 +6400,7 @@ type KeySetState struct {
 
 func (x *KeySetState) Reset() {
 	*x = KeySetState{}
-	mi := &file_aval_proto_msgTypes[81]
+	mi := &file_aval_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5838,7 +6412,7 @@ func (x *KeySetState) String() string {
 func (*KeySetState) ProtoMessage() {}
 
 func (x *KeySetState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[81]
+	mi := &file_aval_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5851,7 +6425,7 @@ func (x *KeySetState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeySetState.ProtoReflect.Descriptor instead.
 func (*KeySetState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{81}
+	return file_aval_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *KeySetState) GetUri() string {
@@ -5924,7 +6498,7 @@ type AuthorityState struct {
 
 func (x *AuthorityState) Reset() {
 	*x = AuthorityState{}
-	mi := &file_aval_proto_msgTypes[82]
+	mi := &file_aval_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5936,7 +6510,7 @@ func (x *AuthorityState) String() string {
 func (*AuthorityState) ProtoMessage() {}
 
 func (x *AuthorityState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[82]
+	mi := &file_aval_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5949,7 +6523,7 @@ func (x *AuthorityState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityState.ProtoReflect.Descriptor instead.
 func (*AuthorityState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{82}
+	return file_aval_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *AuthorityState) GetRole() string {
@@ -6043,7 +6617,7 @@ type LogState struct {
 
 func (x *LogState) Reset() {
 	*x = LogState{}
-	mi := &file_aval_proto_msgTypes[83]
+	mi := &file_aval_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6055,7 +6629,7 @@ func (x *LogState) String() string {
 func (*LogState) ProtoMessage() {}
 
 func (x *LogState) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[83]
+	mi := &file_aval_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6068,7 +6642,7 @@ func (x *LogState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogState.ProtoReflect.Descriptor instead.
 func (*LogState) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{83}
+	return file_aval_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *LogState) GetName() string {
@@ -6127,7 +6701,7 @@ type ExplainStrictRequest struct {
 
 func (x *ExplainStrictRequest) Reset() {
 	*x = ExplainStrictRequest{}
-	mi := &file_aval_proto_msgTypes[84]
+	mi := &file_aval_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6139,7 +6713,7 @@ func (x *ExplainStrictRequest) String() string {
 func (*ExplainStrictRequest) ProtoMessage() {}
 
 func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[84]
+	mi := &file_aval_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6152,7 +6726,7 @@ func (x *ExplainStrictRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictRequest.ProtoReflect.Descriptor instead.
 func (*ExplainStrictRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{84}
+	return file_aval_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ExplainStrictRequest) GetTarget() string {
@@ -6186,7 +6760,7 @@ type ExplainStrictResponse struct {
 
 func (x *ExplainStrictResponse) Reset() {
 	*x = ExplainStrictResponse{}
-	mi := &file_aval_proto_msgTypes[85]
+	mi := &file_aval_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6198,7 +6772,7 @@ func (x *ExplainStrictResponse) String() string {
 func (*ExplainStrictResponse) ProtoMessage() {}
 
 func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[85]
+	mi := &file_aval_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6211,7 +6785,7 @@ func (x *ExplainStrictResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainStrictResponse.ProtoReflect.Descriptor instead.
 func (*ExplainStrictResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{85}
+	return file_aval_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ExplainStrictResponse) GetWorkloads() []*StrictWorkload {
@@ -6285,7 +6859,7 @@ type StrictWorkload struct {
 
 func (x *StrictWorkload) Reset() {
 	*x = StrictWorkload{}
-	mi := &file_aval_proto_msgTypes[86]
+	mi := &file_aval_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6297,7 +6871,7 @@ func (x *StrictWorkload) String() string {
 func (*StrictWorkload) ProtoMessage() {}
 
 func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[86]
+	mi := &file_aval_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6310,7 +6884,7 @@ func (x *StrictWorkload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictWorkload.ProtoReflect.Descriptor instead.
 func (*StrictWorkload) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{86}
+	return file_aval_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *StrictWorkload) GetRegistration() string {
@@ -6425,7 +6999,7 @@ type StrictException struct {
 
 func (x *StrictException) Reset() {
 	*x = StrictException{}
-	mi := &file_aval_proto_msgTypes[87]
+	mi := &file_aval_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6437,7 +7011,7 @@ func (x *StrictException) String() string {
 func (*StrictException) ProtoMessage() {}
 
 func (x *StrictException) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[87]
+	mi := &file_aval_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6450,7 +7024,7 @@ func (x *StrictException) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictException.ProtoReflect.Descriptor instead.
 func (*StrictException) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{87}
+	return file_aval_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *StrictException) GetName() string {
@@ -6497,7 +7071,7 @@ type StrictPort struct {
 
 func (x *StrictPort) Reset() {
 	*x = StrictPort{}
-	mi := &file_aval_proto_msgTypes[88]
+	mi := &file_aval_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6509,7 +7083,7 @@ func (x *StrictPort) String() string {
 func (*StrictPort) ProtoMessage() {}
 
 func (x *StrictPort) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[88]
+	mi := &file_aval_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6522,7 +7096,7 @@ func (x *StrictPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictPort.ProtoReflect.Descriptor instead.
 func (*StrictPort) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{88}
+	return file_aval_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *StrictPort) GetPort() uint32 {
@@ -6612,7 +7186,7 @@ type StrictClient struct {
 
 func (x *StrictClient) Reset() {
 	*x = StrictClient{}
-	mi := &file_aval_proto_msgTypes[89]
+	mi := &file_aval_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6624,7 +7198,7 @@ func (x *StrictClient) String() string {
 func (*StrictClient) ProtoMessage() {}
 
 func (x *StrictClient) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[89]
+	mi := &file_aval_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6637,7 +7211,7 @@ func (x *StrictClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrictClient.ProtoReflect.Descriptor instead.
 func (*StrictClient) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{89}
+	return file_aval_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *StrictClient) GetCause() string {
@@ -6760,7 +7334,7 @@ type ProxyStatusRequest struct {
 
 func (x *ProxyStatusRequest) Reset() {
 	*x = ProxyStatusRequest{}
-	mi := &file_aval_proto_msgTypes[90]
+	mi := &file_aval_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6772,7 +7346,7 @@ func (x *ProxyStatusRequest) String() string {
 func (*ProxyStatusRequest) ProtoMessage() {}
 
 func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[90]
+	mi := &file_aval_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6785,7 +7359,7 @@ func (x *ProxyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusRequest.ProtoReflect.Descriptor instead.
 func (*ProxyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{90}
+	return file_aval_proto_rawDescGZIP(), []int{99}
 }
 
 type ProxyStatusResponse struct {
@@ -6821,7 +7395,7 @@ type ProxyStatusResponse struct {
 
 func (x *ProxyStatusResponse) Reset() {
 	*x = ProxyStatusResponse{}
-	mi := &file_aval_proto_msgTypes[91]
+	mi := &file_aval_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6833,7 +7407,7 @@ func (x *ProxyStatusResponse) String() string {
 func (*ProxyStatusResponse) ProtoMessage() {}
 
 func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[91]
+	mi := &file_aval_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6846,7 +7420,7 @@ func (x *ProxyStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatusResponse.ProtoReflect.Descriptor instead.
 func (*ProxyStatusResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{91}
+	return file_aval_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ProxyStatusResponse) GetSpiffeId() string {
@@ -7012,7 +7586,7 @@ type ProxyRegistry struct {
 
 func (x *ProxyRegistry) Reset() {
 	*x = ProxyRegistry{}
-	mi := &file_aval_proto_msgTypes[92]
+	mi := &file_aval_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7024,7 +7598,7 @@ func (x *ProxyRegistry) String() string {
 func (*ProxyRegistry) ProtoMessage() {}
 
 func (x *ProxyRegistry) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[92]
+	mi := &file_aval_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7037,7 +7611,7 @@ func (x *ProxyRegistry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyRegistry.ProtoReflect.Descriptor instead.
 func (*ProxyRegistry) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{92}
+	return file_aval_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ProxyRegistry) GetAnnounced() []*Endpoint {
@@ -7093,7 +7667,7 @@ type ProxyDestination struct {
 
 func (x *ProxyDestination) Reset() {
 	*x = ProxyDestination{}
-	mi := &file_aval_proto_msgTypes[93]
+	mi := &file_aval_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7105,7 +7679,7 @@ func (x *ProxyDestination) String() string {
 func (*ProxyDestination) ProtoMessage() {}
 
 func (x *ProxyDestination) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[93]
+	mi := &file_aval_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7118,7 +7692,7 @@ func (x *ProxyDestination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyDestination.ProtoReflect.Descriptor instead.
 func (*ProxyDestination) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{93}
+	return file_aval_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ProxyDestination) GetAddress() string {
@@ -7183,7 +7757,7 @@ type ProxyListener struct {
 
 func (x *ProxyListener) Reset() {
 	*x = ProxyListener{}
-	mi := &file_aval_proto_msgTypes[94]
+	mi := &file_aval_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7195,7 +7769,7 @@ func (x *ProxyListener) String() string {
 func (*ProxyListener) ProtoMessage() {}
 
 func (x *ProxyListener) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[94]
+	mi := &file_aval_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7208,7 +7782,7 @@ func (x *ProxyListener) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyListener.ProtoReflect.Descriptor instead.
 func (*ProxyListener) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{94}
+	return file_aval_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ProxyListener) GetName() string {
@@ -7284,7 +7858,7 @@ type ConnectionsRequest struct {
 
 func (x *ConnectionsRequest) Reset() {
 	*x = ConnectionsRequest{}
-	mi := &file_aval_proto_msgTypes[95]
+	mi := &file_aval_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7296,7 +7870,7 @@ func (x *ConnectionsRequest) String() string {
 func (*ConnectionsRequest) ProtoMessage() {}
 
 func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[95]
+	mi := &file_aval_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7309,7 +7883,7 @@ func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsRequest.ProtoReflect.Descriptor instead.
 func (*ConnectionsRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{95}
+	return file_aval_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ConnectionsRequest) GetDirection() string {
@@ -7328,7 +7902,7 @@ type ConnectionsResponse struct {
 
 func (x *ConnectionsResponse) Reset() {
 	*x = ConnectionsResponse{}
-	mi := &file_aval_proto_msgTypes[96]
+	mi := &file_aval_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7340,7 +7914,7 @@ func (x *ConnectionsResponse) String() string {
 func (*ConnectionsResponse) ProtoMessage() {}
 
 func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[96]
+	mi := &file_aval_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7353,7 +7927,7 @@ func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsResponse.ProtoReflect.Descriptor instead.
 func (*ConnectionsResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{96}
+	return file_aval_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ConnectionsResponse) GetConnections() []*ProxyConnection {
@@ -7392,7 +7966,7 @@ type ProxyConnection struct {
 
 func (x *ProxyConnection) Reset() {
 	*x = ProxyConnection{}
-	mi := &file_aval_proto_msgTypes[97]
+	mi := &file_aval_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7404,7 +7978,7 @@ func (x *ProxyConnection) String() string {
 func (*ProxyConnection) ProtoMessage() {}
 
 func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[97]
+	mi := &file_aval_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7417,7 +7991,7 @@ func (x *ProxyConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyConnection.ProtoReflect.Descriptor instead.
 func (*ProxyConnection) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{97}
+	return file_aval_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ProxyConnection) GetDirection() string {
@@ -7542,7 +8116,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_aval_proto_msgTypes[98]
+	mi := &file_aval_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7554,7 +8128,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[98]
+	mi := &file_aval_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7567,7 +8141,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{98}
+	return file_aval_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *DrainRequest) GetDeadline() int64 {
@@ -7588,7 +8162,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_aval_proto_msgTypes[99]
+	mi := &file_aval_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7600,7 +8174,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_aval_proto_msgTypes[99]
+	mi := &file_aval_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7613,7 +8187,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_aval_proto_rawDescGZIP(), []int{99}
+	return file_aval_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *DrainResponse) GetOpen() int64 {
@@ -7756,7 +8330,7 @@ const file_aval_proto_rawDesc = "" +
 	"\bSettings\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12%\n" +
 	"\x0eroot_namespace\x18\x02 \x01(\tR\rrootNamespace\x12!\n" +
-	"\fdefault_deny\x18\x03 \x01(\bR\vdefaultDeny\"\xb5\x02\n" +
+	"\fdefault_deny\x18\x03 \x01(\bR\vdefaultDeny\"\xe6\x02\n" +
 	"\x05Delta\x122\n" +
 	"\bposition\x18\x01 \x01(\v2\x16.aval.wire.v1.PositionR\bposition\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x120\n" +
@@ -7764,7 +8338,15 @@ const file_aval_proto_rawDesc = "" +
 	"\adeletes\x18\x04 \x03(\v2\x19.aval.wire.v1.ResourceKeyR\adeletes\x12.\n" +
 	"\abundles\x18\x05 \x03(\v2\x14.aval.wire.v1.BundleR\abundles\x12\x14\n" +
 	"\x05reset\x18\x06 \x01(\bR\x05reset\x12/\n" +
-	"\bkey_sets\x18\b \x03(\v2\x14.aval.wire.v1.KeySetR\akeySets\".\n" +
+	"\bkey_sets\x18\b \x03(\v2\x14.aval.wire.v1.KeySetR\akeySets\x12/\n" +
+	"\adenials\x18\t \x01(\v2\x15.aval.wire.v1.DenialsR\adenials\"g\n" +
+	"\aDenials\x12\x18\n" +
+	"\aserials\x18\x01 \x03(\tR\aserials\x12(\n" +
+	"\x03ids\x18\x02 \x03(\v2\x16.aval.wire.v1.DeniedIDR\x03ids\x12\x18\n" +
+	"\aissuers\x18\x03 \x03(\tR\aissuers\"?\n" +
+	"\bDeniedID\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x16\n" +
+	"\x06before\x18\x02 \x01(\x03R\x06before\".\n" +
 	"\x06KeySet\x12\x10\n" +
 	"\x03uri\x18\x01 \x01(\tR\x03uri\x12\x12\n" +
 	"\x04keys\x18\x02 \x01(\fR\x04keys\"\x8d\x01\n" +
@@ -7838,7 +8420,7 @@ const file_aval_proto_rawDesc = "" +
 	"\facknowledges\x18\x05 \x01(\bR\facknowledges\"\x1f\n" +
 	"\vTookRequest\x12\x10\n" +
 	"\x03tag\x18\x01 \x01(\x04R\x03tag\"\x0e\n" +
-	"\fTookResponse\"\xdb\x04\n" +
+	"\fTookResponse\"\x8c\x05\n" +
 	"\bSnapshot\x122\n" +
 	"\bposition\x18\x01 \x01(\v2\x16.aval.wire.v1.PositionR\bposition\x122\n" +
 	"\bsettings\x18\x02 \x01(\v2\x16.aval.wire.v1.SettingsR\bsettings\x12\x1b\n" +
@@ -7853,7 +8435,8 @@ const file_aval_proto_rawDesc = "" +
 	" \x01(\tR\x06nodeId\x12\x1b\n" +
 	"\tissued_at\x18\v \x01(\x03R\bissuedAt\x12/\n" +
 	"\bkey_sets\x18\x0e \x03(\v2\x14.aval.wire.v1.KeySetR\akeySets\x12\x10\n" +
-	"\x03tag\x18\x0f \x01(\x04R\x03tag\x1aA\n" +
+	"\x03tag\x18\x0f \x01(\x04R\x03tag\x12/\n" +
+	"\adenials\x18\x11 \x01(\v2\x15.aval.wire.v1.DenialsR\adenials\x1aA\n" +
 	"\x13WorkloadLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\"\n" +
@@ -7899,7 +8482,38 @@ const file_aval_proto_rawDesc = "" +
 	"last_error\x18\v \x01(\tR\tlastError\x12!\n" +
 	"\fserver_clock\x18\f \x01(\x03R\vserverClock\x12\x18\n" +
 	"\aversion\x18\r \x01(\tR\aversion\x12\"\n" +
-	"\fcontradicted\x18\x0e \x03(\tR\fcontradicted\"\x16\n" +
+	"\fcontradicted\x18\x0e \x03(\tR\fcontradicted\"l\n" +
+	"\rRevokeRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"\x98\x01\n" +
+	"\x0eRevokeResponse\x128\n" +
+	"\n" +
+	"revocation\x18\x01 \x01(\v2\x18.aval.wire.v1.RevocationR\n" +
+	"revocation\x123\n" +
+	"\aexposed\x18\x02 \x03(\v2\x19.aval.wire.v1.ExposedSVIDR\aexposed\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"s\n" +
+	"\vExposedSVID\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x16\n" +
+	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1b\n" +
+	"\tnot_after\x18\x04 \x01(\x03R\bnotAfter\"\xbc\x01\n" +
+	"\n" +
+	"Revocation\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x0e\n" +
+	"\x02at\x18\x03 \x01(\x03R\x02at\x12\x12\n" +
+	"\x04ends\x18\x04 \x01(\x03R\x04ends\x12\x14\n" +
+	"\x05actor\x18\x05 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x18\n" +
+	"\aserials\x18\a \x01(\rR\aserials\x12\x16\n" +
+	"\x06lifted\x18\b \x01(\x03R\x06lifted\"\x18\n" +
+	"\x16ListRevocationsRequest\"U\n" +
+	"\x17ListRevocationsResponse\x12:\n" +
+	"\vrevocations\x18\x01 \x03(\v2\x18.aval.wire.v1.RevocationR\vrevocations\"/\n" +
+	"\x15LiftRevocationRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\"\x16\n" +
 	"\x14ListEndpointsRequest\"n\n" +
 	"\x15ListEndpointsResponse\x129\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x1b.aval.wire.v1.EndpointStateR\tendpoints\x12\x1a\n" +
@@ -8075,7 +8689,7 @@ const file_aval_proto_rawDesc = "" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"\x15\n" +
-	"\x13ServerStatusRequest\"\xc8\x06\n" +
+	"\x13ServerStatusRequest\"\xea\x06\n" +
 	"\x14ServerStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12\x18\n" +
@@ -8099,7 +8713,8 @@ const file_aval_proto_rawDesc = "" +
 	"\x0fendpoint_faults\x18\x16 \x03(\tR\x0eendpointFaults\x12\x1c\n" +
 	"\tendpoints\x18\x17 \x01(\rR\tendpoints\x124\n" +
 	"\bkey_sets\x18\x13 \x03(\v2\x19.aval.wire.v1.KeySetStateR\akeySets\x127\n" +
-	"\bupstream\x18\x1e \x01(\v2\x1b.aval.wire.v1.UpstreamStateR\bupstream\"\xb4\x01\n" +
+	"\bupstream\x18\x1e \x01(\v2\x1b.aval.wire.v1.UpstreamStateR\bupstream\x12 \n" +
+	"\vrevocations\x18\" \x01(\rR\vrevocations\"\xb4\x01\n" +
 	"\vKeySetState\x12\x10\n" +
 	"\x03uri\x18\x01 \x01(\tR\x03uri\x12\x1c\n" +
 	"\tdocuments\x18\x02 \x03(\tR\tdocuments\x12\x12\n" +
@@ -8288,7 +8903,7 @@ const file_aval_proto_rawDesc = "" +
 	"\x06Holder\x12\x1b.aval.wire.v1.HolderRequest\x1a\x1c.aval.wire.v1.HolderResponse2\x94\x01\n" +
 	"\x05Local\x12F\n" +
 	"\aExplain\x12\x1c.aval.wire.v1.ExplainRequest\x1a\x1d.aval.wire.v1.ExplainResponse\x12C\n" +
-	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\xc5\t\n" +
+	"\x06Status\x12\x1b.aval.wire.v1.StatusRequest\x1a\x1c.aval.wire.v1.StatusResponse2\xbb\v\n" +
 	"\x05Admin\x12@\n" +
 	"\x05Apply\x12\x1a.aval.wire.v1.ApplyRequest\x1a\x1b.aval.wire.v1.ApplyResponse\x12:\n" +
 	"\x03Get\x12\x18.aval.wire.v1.GetRequest\x1a\x19.aval.wire.v1.GetResponse\x12C\n" +
@@ -8304,7 +8919,10 @@ const file_aval_proto_rawDesc = "" +
 	"\x0eRotationStatus\x12#.aval.wire.v1.RotationStatusRequest\x1a\x1b.aval.wire.v1.RotationState0\x01\x12B\n" +
 	"\x06Rotate\x12\x1b.aval.wire.v1.RotateRequest\x1a\x1b.aval.wire.v1.RotationState\x12j\n" +
 	"\x13RequestIntermediate\x12(.aval.wire.v1.RequestIntermediateRequest\x1a).aval.wire.v1.RequestIntermediateResponse\x12g\n" +
-	"\x12ImportIntermediate\x12'.aval.wire.v1.ImportIntermediateRequest\x1a(.aval.wire.v1.ImportIntermediateResponse2\xfa\x01\n" +
+	"\x12ImportIntermediate\x12'.aval.wire.v1.ImportIntermediateRequest\x1a(.aval.wire.v1.ImportIntermediateResponse\x12C\n" +
+	"\x06Revoke\x12\x1b.aval.wire.v1.RevokeRequest\x1a\x1c.aval.wire.v1.RevokeResponse\x12^\n" +
+	"\x0fListRevocations\x12$.aval.wire.v1.ListRevocationsRequest\x1a%.aval.wire.v1.ListRevocationsResponse\x12O\n" +
+	"\x0eLiftRevocation\x12#.aval.wire.v1.LiftRevocationRequest\x1a\x18.aval.wire.v1.Revocation2\xfa\x01\n" +
 	"\n" +
 	"ProxyAdmin\x12R\n" +
 	"\vProxyStatus\x12 .aval.wire.v1.ProxyStatusRequest\x1a!.aval.wire.v1.ProxyStatusResponse\x12T\n" +
@@ -8323,7 +8941,7 @@ func file_aval_proto_rawDescGZIP() []byte {
 	return file_aval_proto_rawDescData
 }
 
-var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 108)
+var file_aval_proto_msgTypes = make([]protoimpl.MessageInfo, 117)
 var file_aval_proto_goTypes = []any{
 	(*Position)(nil),                    // 0: aval.wire.v1.Position
 	(*AttestRequest)(nil),               // 1: aval.wire.v1.AttestRequest
@@ -8346,97 +8964,106 @@ var file_aval_proto_goTypes = []any{
 	(*EndpointDelta)(nil),               // 18: aval.wire.v1.EndpointDelta
 	(*Settings)(nil),                    // 19: aval.wire.v1.Settings
 	(*Delta)(nil),                       // 20: aval.wire.v1.Delta
-	(*KeySet)(nil),                      // 21: aval.wire.v1.KeySet
-	(*Resource)(nil),                    // 22: aval.wire.v1.Resource
-	(*ResourceKey)(nil),                 // 23: aval.wire.v1.ResourceKey
-	(*Bundle)(nil),                      // 24: aval.wire.v1.Bundle
-	(*IssueResults)(nil),                // 25: aval.wire.v1.IssueResults
-	(*IssueResult)(nil),                 // 26: aval.wire.v1.IssueResult
-	(*Receipt)(nil),                     // 27: aval.wire.v1.Receipt
-	(*RecordsAck)(nil),                  // 28: aval.wire.v1.RecordsAck
-	(*Checkpoints)(nil),                 // 29: aval.wire.v1.Checkpoints
-	(*Checkpoint)(nil),                  // 30: aval.wire.v1.Checkpoint
-	(*Goodbye)(nil),                     // 31: aval.wire.v1.Goodbye
-	(*Announcement)(nil),                // 32: aval.wire.v1.Announcement
-	(*Announced)(nil),                   // 33: aval.wire.v1.Announced
-	(*EndpointsRequest)(nil),            // 34: aval.wire.v1.EndpointsRequest
-	(*EndpointSet)(nil),                 // 35: aval.wire.v1.EndpointSet
-	(*HolderRequest)(nil),               // 36: aval.wire.v1.HolderRequest
-	(*HolderResponse)(nil),              // 37: aval.wire.v1.HolderResponse
-	(*WatchRequest)(nil),                // 38: aval.wire.v1.WatchRequest
-	(*TookRequest)(nil),                 // 39: aval.wire.v1.TookRequest
-	(*TookResponse)(nil),                // 40: aval.wire.v1.TookResponse
-	(*Snapshot)(nil),                    // 41: aval.wire.v1.Snapshot
-	(*ExplainRequest)(nil),              // 42: aval.wire.v1.ExplainRequest
-	(*ExplainResponse)(nil),             // 43: aval.wire.v1.ExplainResponse
-	(*ExplainedRegistration)(nil),       // 44: aval.wire.v1.ExplainedRegistration
-	(*StatusRequest)(nil),               // 45: aval.wire.v1.StatusRequest
-	(*StatusResponse)(nil),              // 46: aval.wire.v1.StatusResponse
-	(*ListEndpointsRequest)(nil),        // 47: aval.wire.v1.ListEndpointsRequest
-	(*ListEndpointsResponse)(nil),       // 48: aval.wire.v1.ListEndpointsResponse
-	(*EndpointState)(nil),               // 49: aval.wire.v1.EndpointState
-	(*RotationStatusRequest)(nil),       // 50: aval.wire.v1.RotationStatusRequest
-	(*RotateRequest)(nil),               // 51: aval.wire.v1.RotateRequest
-	(*RotationState)(nil),               // 52: aval.wire.v1.RotationState
-	(*RotationHolder)(nil),              // 53: aval.wire.v1.RotationHolder
-	(*RotationStep)(nil),                // 54: aval.wire.v1.RotationStep
-	(*RequestIntermediateRequest)(nil),  // 55: aval.wire.v1.RequestIntermediateRequest
-	(*RequestIntermediateResponse)(nil), // 56: aval.wire.v1.RequestIntermediateResponse
-	(*ImportIntermediateRequest)(nil),   // 57: aval.wire.v1.ImportIntermediateRequest
-	(*ImportIntermediateResponse)(nil),  // 58: aval.wire.v1.ImportIntermediateResponse
-	(*UpstreamState)(nil),               // 59: aval.wire.v1.UpstreamState
-	(*ApplyRequest)(nil),                // 60: aval.wire.v1.ApplyRequest
-	(*ApplyResponse)(nil),               // 61: aval.wire.v1.ApplyResponse
-	(*Change)(nil),                      // 62: aval.wire.v1.Change
-	(*GetRequest)(nil),                  // 63: aval.wire.v1.GetRequest
-	(*GetResponse)(nil),                 // 64: aval.wire.v1.GetResponse
-	(*DeleteRequest)(nil),               // 65: aval.wire.v1.DeleteRequest
-	(*DeleteResponse)(nil),              // 66: aval.wire.v1.DeleteResponse
-	(*CreateTokenRequest)(nil),          // 67: aval.wire.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),         // 68: aval.wire.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),            // 69: aval.wire.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),           // 70: aval.wire.v1.ListNodesResponse
-	(*NodeState)(nil),                   // 71: aval.wire.v1.NodeState
-	(*LiveSVID)(nil),                    // 72: aval.wire.v1.LiveSVID
-	(*EvictNodeRequest)(nil),            // 73: aval.wire.v1.EvictNodeRequest
-	(*EvictNodeResponse)(nil),           // 74: aval.wire.v1.EvictNodeResponse
-	(*EntriesRequest)(nil),              // 75: aval.wire.v1.EntriesRequest
-	(*EntriesResponse)(nil),             // 76: aval.wire.v1.EntriesResponse
-	(*BackupRequest)(nil),               // 77: aval.wire.v1.BackupRequest
-	(*BackupResponse)(nil),              // 78: aval.wire.v1.BackupResponse
-	(*ServerStatusRequest)(nil),         // 79: aval.wire.v1.ServerStatusRequest
-	(*ServerStatusResponse)(nil),        // 80: aval.wire.v1.ServerStatusResponse
-	(*KeySetState)(nil),                 // 81: aval.wire.v1.KeySetState
-	(*AuthorityState)(nil),              // 82: aval.wire.v1.AuthorityState
-	(*LogState)(nil),                    // 83: aval.wire.v1.LogState
-	(*ExplainStrictRequest)(nil),        // 84: aval.wire.v1.ExplainStrictRequest
-	(*ExplainStrictResponse)(nil),       // 85: aval.wire.v1.ExplainStrictResponse
-	(*StrictWorkload)(nil),              // 86: aval.wire.v1.StrictWorkload
-	(*StrictException)(nil),             // 87: aval.wire.v1.StrictException
-	(*StrictPort)(nil),                  // 88: aval.wire.v1.StrictPort
-	(*StrictClient)(nil),                // 89: aval.wire.v1.StrictClient
-	(*ProxyStatusRequest)(nil),          // 90: aval.wire.v1.ProxyStatusRequest
-	(*ProxyStatusResponse)(nil),         // 91: aval.wire.v1.ProxyStatusResponse
-	(*ProxyRegistry)(nil),               // 92: aval.wire.v1.ProxyRegistry
-	(*ProxyDestination)(nil),            // 93: aval.wire.v1.ProxyDestination
-	(*ProxyListener)(nil),               // 94: aval.wire.v1.ProxyListener
-	(*ConnectionsRequest)(nil),          // 95: aval.wire.v1.ConnectionsRequest
-	(*ConnectionsResponse)(nil),         // 96: aval.wire.v1.ConnectionsResponse
-	(*ProxyConnection)(nil),             // 97: aval.wire.v1.ProxyConnection
-	(*DrainRequest)(nil),                // 98: aval.wire.v1.DrainRequest
-	(*DrainResponse)(nil),               // 99: aval.wire.v1.DrainResponse
-	nil,                                 // 100: aval.wire.v1.AttestResponse.AttributesEntry
-	nil,                                 // 101: aval.wire.v1.Welcome.AttributesEntry
-	nil,                                 // 102: aval.wire.v1.Endpoint.PortModesEntry
-	nil,                                 // 103: aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	nil,                                 // 104: aval.wire.v1.ExplainResponse.SelectorsEntry
-	nil,                                 // 105: aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	nil,                                 // 106: aval.wire.v1.CreateTokenRequest.AttributesEntry
-	nil,                                 // 107: aval.wire.v1.NodeState.AttributesEntry
+	(*Denials)(nil),                     // 21: aval.wire.v1.Denials
+	(*DeniedID)(nil),                    // 22: aval.wire.v1.DeniedID
+	(*KeySet)(nil),                      // 23: aval.wire.v1.KeySet
+	(*Resource)(nil),                    // 24: aval.wire.v1.Resource
+	(*ResourceKey)(nil),                 // 25: aval.wire.v1.ResourceKey
+	(*Bundle)(nil),                      // 26: aval.wire.v1.Bundle
+	(*IssueResults)(nil),                // 27: aval.wire.v1.IssueResults
+	(*IssueResult)(nil),                 // 28: aval.wire.v1.IssueResult
+	(*Receipt)(nil),                     // 29: aval.wire.v1.Receipt
+	(*RecordsAck)(nil),                  // 30: aval.wire.v1.RecordsAck
+	(*Checkpoints)(nil),                 // 31: aval.wire.v1.Checkpoints
+	(*Checkpoint)(nil),                  // 32: aval.wire.v1.Checkpoint
+	(*Goodbye)(nil),                     // 33: aval.wire.v1.Goodbye
+	(*Announcement)(nil),                // 34: aval.wire.v1.Announcement
+	(*Announced)(nil),                   // 35: aval.wire.v1.Announced
+	(*EndpointsRequest)(nil),            // 36: aval.wire.v1.EndpointsRequest
+	(*EndpointSet)(nil),                 // 37: aval.wire.v1.EndpointSet
+	(*HolderRequest)(nil),               // 38: aval.wire.v1.HolderRequest
+	(*HolderResponse)(nil),              // 39: aval.wire.v1.HolderResponse
+	(*WatchRequest)(nil),                // 40: aval.wire.v1.WatchRequest
+	(*TookRequest)(nil),                 // 41: aval.wire.v1.TookRequest
+	(*TookResponse)(nil),                // 42: aval.wire.v1.TookResponse
+	(*Snapshot)(nil),                    // 43: aval.wire.v1.Snapshot
+	(*ExplainRequest)(nil),              // 44: aval.wire.v1.ExplainRequest
+	(*ExplainResponse)(nil),             // 45: aval.wire.v1.ExplainResponse
+	(*ExplainedRegistration)(nil),       // 46: aval.wire.v1.ExplainedRegistration
+	(*StatusRequest)(nil),               // 47: aval.wire.v1.StatusRequest
+	(*StatusResponse)(nil),              // 48: aval.wire.v1.StatusResponse
+	(*RevokeRequest)(nil),               // 49: aval.wire.v1.RevokeRequest
+	(*RevokeResponse)(nil),              // 50: aval.wire.v1.RevokeResponse
+	(*ExposedSVID)(nil),                 // 51: aval.wire.v1.ExposedSVID
+	(*Revocation)(nil),                  // 52: aval.wire.v1.Revocation
+	(*ListRevocationsRequest)(nil),      // 53: aval.wire.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),     // 54: aval.wire.v1.ListRevocationsResponse
+	(*LiftRevocationRequest)(nil),       // 55: aval.wire.v1.LiftRevocationRequest
+	(*ListEndpointsRequest)(nil),        // 56: aval.wire.v1.ListEndpointsRequest
+	(*ListEndpointsResponse)(nil),       // 57: aval.wire.v1.ListEndpointsResponse
+	(*EndpointState)(nil),               // 58: aval.wire.v1.EndpointState
+	(*RotationStatusRequest)(nil),       // 59: aval.wire.v1.RotationStatusRequest
+	(*RotateRequest)(nil),               // 60: aval.wire.v1.RotateRequest
+	(*RotationState)(nil),               // 61: aval.wire.v1.RotationState
+	(*RotationHolder)(nil),              // 62: aval.wire.v1.RotationHolder
+	(*RotationStep)(nil),                // 63: aval.wire.v1.RotationStep
+	(*RequestIntermediateRequest)(nil),  // 64: aval.wire.v1.RequestIntermediateRequest
+	(*RequestIntermediateResponse)(nil), // 65: aval.wire.v1.RequestIntermediateResponse
+	(*ImportIntermediateRequest)(nil),   // 66: aval.wire.v1.ImportIntermediateRequest
+	(*ImportIntermediateResponse)(nil),  // 67: aval.wire.v1.ImportIntermediateResponse
+	(*UpstreamState)(nil),               // 68: aval.wire.v1.UpstreamState
+	(*ApplyRequest)(nil),                // 69: aval.wire.v1.ApplyRequest
+	(*ApplyResponse)(nil),               // 70: aval.wire.v1.ApplyResponse
+	(*Change)(nil),                      // 71: aval.wire.v1.Change
+	(*GetRequest)(nil),                  // 72: aval.wire.v1.GetRequest
+	(*GetResponse)(nil),                 // 73: aval.wire.v1.GetResponse
+	(*DeleteRequest)(nil),               // 74: aval.wire.v1.DeleteRequest
+	(*DeleteResponse)(nil),              // 75: aval.wire.v1.DeleteResponse
+	(*CreateTokenRequest)(nil),          // 76: aval.wire.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),         // 77: aval.wire.v1.CreateTokenResponse
+	(*ListNodesRequest)(nil),            // 78: aval.wire.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),           // 79: aval.wire.v1.ListNodesResponse
+	(*NodeState)(nil),                   // 80: aval.wire.v1.NodeState
+	(*LiveSVID)(nil),                    // 81: aval.wire.v1.LiveSVID
+	(*EvictNodeRequest)(nil),            // 82: aval.wire.v1.EvictNodeRequest
+	(*EvictNodeResponse)(nil),           // 83: aval.wire.v1.EvictNodeResponse
+	(*EntriesRequest)(nil),              // 84: aval.wire.v1.EntriesRequest
+	(*EntriesResponse)(nil),             // 85: aval.wire.v1.EntriesResponse
+	(*BackupRequest)(nil),               // 86: aval.wire.v1.BackupRequest
+	(*BackupResponse)(nil),              // 87: aval.wire.v1.BackupResponse
+	(*ServerStatusRequest)(nil),         // 88: aval.wire.v1.ServerStatusRequest
+	(*ServerStatusResponse)(nil),        // 89: aval.wire.v1.ServerStatusResponse
+	(*KeySetState)(nil),                 // 90: aval.wire.v1.KeySetState
+	(*AuthorityState)(nil),              // 91: aval.wire.v1.AuthorityState
+	(*LogState)(nil),                    // 92: aval.wire.v1.LogState
+	(*ExplainStrictRequest)(nil),        // 93: aval.wire.v1.ExplainStrictRequest
+	(*ExplainStrictResponse)(nil),       // 94: aval.wire.v1.ExplainStrictResponse
+	(*StrictWorkload)(nil),              // 95: aval.wire.v1.StrictWorkload
+	(*StrictException)(nil),             // 96: aval.wire.v1.StrictException
+	(*StrictPort)(nil),                  // 97: aval.wire.v1.StrictPort
+	(*StrictClient)(nil),                // 98: aval.wire.v1.StrictClient
+	(*ProxyStatusRequest)(nil),          // 99: aval.wire.v1.ProxyStatusRequest
+	(*ProxyStatusResponse)(nil),         // 100: aval.wire.v1.ProxyStatusResponse
+	(*ProxyRegistry)(nil),               // 101: aval.wire.v1.ProxyRegistry
+	(*ProxyDestination)(nil),            // 102: aval.wire.v1.ProxyDestination
+	(*ProxyListener)(nil),               // 103: aval.wire.v1.ProxyListener
+	(*ConnectionsRequest)(nil),          // 104: aval.wire.v1.ConnectionsRequest
+	(*ConnectionsResponse)(nil),         // 105: aval.wire.v1.ConnectionsResponse
+	(*ProxyConnection)(nil),             // 106: aval.wire.v1.ProxyConnection
+	(*DrainRequest)(nil),                // 107: aval.wire.v1.DrainRequest
+	(*DrainResponse)(nil),               // 108: aval.wire.v1.DrainResponse
+	nil,                                 // 109: aval.wire.v1.AttestResponse.AttributesEntry
+	nil,                                 // 110: aval.wire.v1.Welcome.AttributesEntry
+	nil,                                 // 111: aval.wire.v1.Endpoint.PortModesEntry
+	nil,                                 // 112: aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	nil,                                 // 113: aval.wire.v1.ExplainResponse.SelectorsEntry
+	nil,                                 // 114: aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	nil,                                 // 115: aval.wire.v1.CreateTokenRequest.AttributesEntry
+	nil,                                 // 116: aval.wire.v1.NodeState.AttributesEntry
 }
 var file_aval_proto_depIdxs = []int32{
-	24,  // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
-	100, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
+	26,  // 0: aval.wire.v1.AttestResponse.bundle:type_name -> aval.wire.v1.Bundle
+	109, // 1: aval.wire.v1.AttestResponse.attributes:type_name -> aval.wire.v1.AttestResponse.AttributesEntry
 	7,   // 2: aval.wire.v1.NodeFrame.hello:type_name -> aval.wire.v1.Hello
 	8,   // 3: aval.wire.v1.NodeFrame.ack:type_name -> aval.wire.v1.Ack
 	9,   // 4: aval.wire.v1.NodeFrame.issue:type_name -> aval.wire.v1.IssueBatch
@@ -8447,141 +9074,153 @@ var file_aval_proto_depIdxs = []int32{
 	10,  // 9: aval.wire.v1.IssueBatch.requests:type_name -> aval.wire.v1.IssueRequest
 	14,  // 10: aval.wire.v1.ServerFrame.welcome:type_name -> aval.wire.v1.Welcome
 	20,  // 11: aval.wire.v1.ServerFrame.delta:type_name -> aval.wire.v1.Delta
-	25,  // 12: aval.wire.v1.ServerFrame.issued:type_name -> aval.wire.v1.IssueResults
-	28,  // 13: aval.wire.v1.ServerFrame.records_ack:type_name -> aval.wire.v1.RecordsAck
-	29,  // 14: aval.wire.v1.ServerFrame.checkpoints:type_name -> aval.wire.v1.Checkpoints
-	31,  // 15: aval.wire.v1.ServerFrame.goodbye:type_name -> aval.wire.v1.Goodbye
+	27,  // 12: aval.wire.v1.ServerFrame.issued:type_name -> aval.wire.v1.IssueResults
+	30,  // 13: aval.wire.v1.ServerFrame.records_ack:type_name -> aval.wire.v1.RecordsAck
+	31,  // 14: aval.wire.v1.ServerFrame.checkpoints:type_name -> aval.wire.v1.Checkpoints
+	33,  // 15: aval.wire.v1.ServerFrame.goodbye:type_name -> aval.wire.v1.Goodbye
 	18,  // 16: aval.wire.v1.ServerFrame.endpoints:type_name -> aval.wire.v1.EndpointDelta
 	13,  // 17: aval.wire.v1.ServerFrame.reissue:type_name -> aval.wire.v1.Reissue
 	19,  // 18: aval.wire.v1.Welcome.settings:type_name -> aval.wire.v1.Settings
 	0,   // 19: aval.wire.v1.Welcome.position:type_name -> aval.wire.v1.Position
-	101, // 20: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
-	102, // 21: aval.wire.v1.Endpoint.port_modes:type_name -> aval.wire.v1.Endpoint.PortModesEntry
+	110, // 20: aval.wire.v1.Welcome.attributes:type_name -> aval.wire.v1.Welcome.AttributesEntry
+	111, // 21: aval.wire.v1.Endpoint.port_modes:type_name -> aval.wire.v1.Endpoint.PortModesEntry
 	15,  // 22: aval.wire.v1.EndpointReport.endpoints:type_name -> aval.wire.v1.Endpoint
 	15,  // 23: aval.wire.v1.EndpointDelta.upserts:type_name -> aval.wire.v1.Endpoint
 	16,  // 24: aval.wire.v1.EndpointDelta.deletes:type_name -> aval.wire.v1.EndpointKey
 	0,   // 25: aval.wire.v1.Delta.position:type_name -> aval.wire.v1.Position
-	22,  // 26: aval.wire.v1.Delta.upserts:type_name -> aval.wire.v1.Resource
-	23,  // 27: aval.wire.v1.Delta.deletes:type_name -> aval.wire.v1.ResourceKey
-	24,  // 28: aval.wire.v1.Delta.bundles:type_name -> aval.wire.v1.Bundle
-	21,  // 29: aval.wire.v1.Delta.key_sets:type_name -> aval.wire.v1.KeySet
-	23,  // 30: aval.wire.v1.Resource.key:type_name -> aval.wire.v1.ResourceKey
-	26,  // 31: aval.wire.v1.IssueResults.results:type_name -> aval.wire.v1.IssueResult
-	27,  // 32: aval.wire.v1.IssueResult.receipt:type_name -> aval.wire.v1.Receipt
-	30,  // 33: aval.wire.v1.Checkpoints.checkpoints:type_name -> aval.wire.v1.Checkpoint
-	15,  // 34: aval.wire.v1.Announcement.endpoints:type_name -> aval.wire.v1.Endpoint
-	15,  // 35: aval.wire.v1.EndpointSet.endpoints:type_name -> aval.wire.v1.Endpoint
-	0,   // 36: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
-	19,  // 37: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
-	24,  // 38: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
-	103, // 39: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
-	22,  // 40: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
-	21,  // 41: aval.wire.v1.Snapshot.key_sets:type_name -> aval.wire.v1.KeySet
-	104, // 42: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
-	44,  // 43: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
-	105, // 44: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
-	0,   // 45: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
-	49,  // 46: aval.wire.v1.ListEndpointsResponse.endpoints:type_name -> aval.wire.v1.EndpointState
-	15,  // 47: aval.wire.v1.EndpointState.endpoint:type_name -> aval.wire.v1.Endpoint
-	53,  // 48: aval.wire.v1.RotationState.holders:type_name -> aval.wire.v1.RotationHolder
-	54,  // 49: aval.wire.v1.RotationState.steps:type_name -> aval.wire.v1.RotationStep
-	82,  // 50: aval.wire.v1.ImportIntermediateResponse.intermediate:type_name -> aval.wire.v1.AuthorityState
-	62,  // 51: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
-	0,   // 52: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
-	23,  // 53: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
-	0,   // 54: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
-	23,  // 55: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
-	62,  // 56: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
-	0,   // 57: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
-	106, // 58: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
-	71,  // 59: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
-	107, // 60: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
-	0,   // 61: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
-	72,  // 62: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
-	71,  // 63: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
-	0,   // 64: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
-	82,  // 65: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
-	83,  // 66: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
-	81,  // 67: aval.wire.v1.ServerStatusResponse.key_sets:type_name -> aval.wire.v1.KeySetState
-	59,  // 68: aval.wire.v1.ServerStatusResponse.upstream:type_name -> aval.wire.v1.UpstreamState
-	86,  // 69: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
-	88,  // 70: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
-	87,  // 71: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
-	89,  // 72: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
-	94,  // 73: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
-	92,  // 74: aval.wire.v1.ProxyStatusResponse.registry:type_name -> aval.wire.v1.ProxyRegistry
-	93,  // 75: aval.wire.v1.ProxyStatusResponse.resolved:type_name -> aval.wire.v1.ProxyDestination
-	15,  // 76: aval.wire.v1.ProxyRegistry.announced:type_name -> aval.wire.v1.Endpoint
-	97,  // 77: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
-	3,   // 78: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,   // 79: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,   // 80: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
-	3,   // 81: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,   // 82: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	3,   // 83: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
-	1,   // 84: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
-	4,   // 85: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
-	6,   // 86: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
-	38,  // 87: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
-	39,  // 88: aval.wire.v1.Proxy.Took:input_type -> aval.wire.v1.TookRequest
-	11,  // 89: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
-	32,  // 90: aval.wire.v1.Proxy.Announce:input_type -> aval.wire.v1.Announcement
-	34,  // 91: aval.wire.v1.Proxy.Endpoints:input_type -> aval.wire.v1.EndpointsRequest
-	36,  // 92: aval.wire.v1.Proxy.Holder:input_type -> aval.wire.v1.HolderRequest
-	42,  // 93: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
-	45,  // 94: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
-	60,  // 95: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
-	63,  // 96: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
-	65,  // 97: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
-	67,  // 98: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
-	69,  // 99: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
-	73,  // 100: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
-	75,  // 101: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
-	77,  // 102: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
-	79,  // 103: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
-	84,  // 104: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
-	47,  // 105: aval.wire.v1.Admin.ListEndpoints:input_type -> aval.wire.v1.ListEndpointsRequest
-	50,  // 106: aval.wire.v1.Admin.RotationStatus:input_type -> aval.wire.v1.RotationStatusRequest
-	51,  // 107: aval.wire.v1.Admin.Rotate:input_type -> aval.wire.v1.RotateRequest
-	55,  // 108: aval.wire.v1.Admin.RequestIntermediate:input_type -> aval.wire.v1.RequestIntermediateRequest
-	57,  // 109: aval.wire.v1.Admin.ImportIntermediate:input_type -> aval.wire.v1.ImportIntermediateRequest
-	90,  // 110: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
-	95,  // 111: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
-	98,  // 112: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
-	2,   // 113: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
-	5,   // 114: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
-	12,  // 115: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
-	41,  // 116: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
-	40,  // 117: aval.wire.v1.Proxy.Took:output_type -> aval.wire.v1.TookResponse
-	28,  // 118: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
-	33,  // 119: aval.wire.v1.Proxy.Announce:output_type -> aval.wire.v1.Announced
-	35,  // 120: aval.wire.v1.Proxy.Endpoints:output_type -> aval.wire.v1.EndpointSet
-	37,  // 121: aval.wire.v1.Proxy.Holder:output_type -> aval.wire.v1.HolderResponse
-	43,  // 122: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
-	46,  // 123: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
-	61,  // 124: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
-	64,  // 125: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
-	66,  // 126: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
-	68,  // 127: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
-	70,  // 128: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
-	74,  // 129: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
-	76,  // 130: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
-	78,  // 131: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
-	80,  // 132: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
-	85,  // 133: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
-	48,  // 134: aval.wire.v1.Admin.ListEndpoints:output_type -> aval.wire.v1.ListEndpointsResponse
-	52,  // 135: aval.wire.v1.Admin.RotationStatus:output_type -> aval.wire.v1.RotationState
-	52,  // 136: aval.wire.v1.Admin.Rotate:output_type -> aval.wire.v1.RotationState
-	56,  // 137: aval.wire.v1.Admin.RequestIntermediate:output_type -> aval.wire.v1.RequestIntermediateResponse
-	58,  // 138: aval.wire.v1.Admin.ImportIntermediate:output_type -> aval.wire.v1.ImportIntermediateResponse
-	91,  // 139: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
-	96,  // 140: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
-	99,  // 141: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
-	113, // [113:142] is the sub-list for method output_type
-	84,  // [84:113] is the sub-list for method input_type
-	84,  // [84:84] is the sub-list for extension type_name
-	84,  // [84:84] is the sub-list for extension extendee
-	0,   // [0:84] is the sub-list for field type_name
+	24,  // 26: aval.wire.v1.Delta.upserts:type_name -> aval.wire.v1.Resource
+	25,  // 27: aval.wire.v1.Delta.deletes:type_name -> aval.wire.v1.ResourceKey
+	26,  // 28: aval.wire.v1.Delta.bundles:type_name -> aval.wire.v1.Bundle
+	23,  // 29: aval.wire.v1.Delta.key_sets:type_name -> aval.wire.v1.KeySet
+	21,  // 30: aval.wire.v1.Delta.denials:type_name -> aval.wire.v1.Denials
+	22,  // 31: aval.wire.v1.Denials.ids:type_name -> aval.wire.v1.DeniedID
+	25,  // 32: aval.wire.v1.Resource.key:type_name -> aval.wire.v1.ResourceKey
+	28,  // 33: aval.wire.v1.IssueResults.results:type_name -> aval.wire.v1.IssueResult
+	29,  // 34: aval.wire.v1.IssueResult.receipt:type_name -> aval.wire.v1.Receipt
+	32,  // 35: aval.wire.v1.Checkpoints.checkpoints:type_name -> aval.wire.v1.Checkpoint
+	15,  // 36: aval.wire.v1.Announcement.endpoints:type_name -> aval.wire.v1.Endpoint
+	15,  // 37: aval.wire.v1.EndpointSet.endpoints:type_name -> aval.wire.v1.Endpoint
+	0,   // 38: aval.wire.v1.Snapshot.position:type_name -> aval.wire.v1.Position
+	19,  // 39: aval.wire.v1.Snapshot.settings:type_name -> aval.wire.v1.Settings
+	26,  // 40: aval.wire.v1.Snapshot.bundles:type_name -> aval.wire.v1.Bundle
+	112, // 41: aval.wire.v1.Snapshot.workload_labels:type_name -> aval.wire.v1.Snapshot.WorkloadLabelsEntry
+	24,  // 42: aval.wire.v1.Snapshot.policies:type_name -> aval.wire.v1.Resource
+	23,  // 43: aval.wire.v1.Snapshot.key_sets:type_name -> aval.wire.v1.KeySet
+	21,  // 44: aval.wire.v1.Snapshot.denials:type_name -> aval.wire.v1.Denials
+	113, // 45: aval.wire.v1.ExplainResponse.selectors:type_name -> aval.wire.v1.ExplainResponse.SelectorsEntry
+	46,  // 46: aval.wire.v1.ExplainResponse.registrations:type_name -> aval.wire.v1.ExplainedRegistration
+	114, // 47: aval.wire.v1.ExplainResponse.node_attributes:type_name -> aval.wire.v1.ExplainResponse.NodeAttributesEntry
+	0,   // 48: aval.wire.v1.StatusResponse.position:type_name -> aval.wire.v1.Position
+	52,  // 49: aval.wire.v1.RevokeResponse.revocation:type_name -> aval.wire.v1.Revocation
+	51,  // 50: aval.wire.v1.RevokeResponse.exposed:type_name -> aval.wire.v1.ExposedSVID
+	52,  // 51: aval.wire.v1.ListRevocationsResponse.revocations:type_name -> aval.wire.v1.Revocation
+	58,  // 52: aval.wire.v1.ListEndpointsResponse.endpoints:type_name -> aval.wire.v1.EndpointState
+	15,  // 53: aval.wire.v1.EndpointState.endpoint:type_name -> aval.wire.v1.Endpoint
+	62,  // 54: aval.wire.v1.RotationState.holders:type_name -> aval.wire.v1.RotationHolder
+	63,  // 55: aval.wire.v1.RotationState.steps:type_name -> aval.wire.v1.RotationStep
+	91,  // 56: aval.wire.v1.ImportIntermediateResponse.intermediate:type_name -> aval.wire.v1.AuthorityState
+	71,  // 57: aval.wire.v1.ApplyResponse.changes:type_name -> aval.wire.v1.Change
+	0,   // 58: aval.wire.v1.ApplyResponse.position:type_name -> aval.wire.v1.Position
+	25,  // 59: aval.wire.v1.Change.key:type_name -> aval.wire.v1.ResourceKey
+	0,   // 60: aval.wire.v1.GetResponse.position:type_name -> aval.wire.v1.Position
+	25,  // 61: aval.wire.v1.DeleteRequest.keys:type_name -> aval.wire.v1.ResourceKey
+	71,  // 62: aval.wire.v1.DeleteResponse.changes:type_name -> aval.wire.v1.Change
+	0,   // 63: aval.wire.v1.DeleteResponse.position:type_name -> aval.wire.v1.Position
+	115, // 64: aval.wire.v1.CreateTokenRequest.attributes:type_name -> aval.wire.v1.CreateTokenRequest.AttributesEntry
+	80,  // 65: aval.wire.v1.ListNodesResponse.nodes:type_name -> aval.wire.v1.NodeState
+	116, // 66: aval.wire.v1.NodeState.attributes:type_name -> aval.wire.v1.NodeState.AttributesEntry
+	0,   // 67: aval.wire.v1.NodeState.acked:type_name -> aval.wire.v1.Position
+	81,  // 68: aval.wire.v1.NodeState.svids:type_name -> aval.wire.v1.LiveSVID
+	80,  // 69: aval.wire.v1.EvictNodeResponse.node:type_name -> aval.wire.v1.NodeState
+	0,   // 70: aval.wire.v1.ServerStatusResponse.position:type_name -> aval.wire.v1.Position
+	91,  // 71: aval.wire.v1.ServerStatusResponse.authorities:type_name -> aval.wire.v1.AuthorityState
+	92,  // 72: aval.wire.v1.ServerStatusResponse.logs:type_name -> aval.wire.v1.LogState
+	90,  // 73: aval.wire.v1.ServerStatusResponse.key_sets:type_name -> aval.wire.v1.KeySetState
+	68,  // 74: aval.wire.v1.ServerStatusResponse.upstream:type_name -> aval.wire.v1.UpstreamState
+	95,  // 75: aval.wire.v1.ExplainStrictResponse.workloads:type_name -> aval.wire.v1.StrictWorkload
+	97,  // 76: aval.wire.v1.StrictWorkload.ports:type_name -> aval.wire.v1.StrictPort
+	96,  // 77: aval.wire.v1.StrictWorkload.exceptions:type_name -> aval.wire.v1.StrictException
+	98,  // 78: aval.wire.v1.StrictPort.clients:type_name -> aval.wire.v1.StrictClient
+	103, // 79: aval.wire.v1.ProxyStatusResponse.listeners:type_name -> aval.wire.v1.ProxyListener
+	101, // 80: aval.wire.v1.ProxyStatusResponse.registry:type_name -> aval.wire.v1.ProxyRegistry
+	102, // 81: aval.wire.v1.ProxyStatusResponse.resolved:type_name -> aval.wire.v1.ProxyDestination
+	15,  // 82: aval.wire.v1.ProxyRegistry.announced:type_name -> aval.wire.v1.Endpoint
+	106, // 83: aval.wire.v1.ConnectionsResponse.connections:type_name -> aval.wire.v1.ProxyConnection
+	3,   // 84: aval.wire.v1.AttestResponse.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 85: aval.wire.v1.Welcome.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 86: aval.wire.v1.ExplainResponse.SelectorsEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 87: aval.wire.v1.ExplainResponse.NodeAttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 88: aval.wire.v1.CreateTokenRequest.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	3,   // 89: aval.wire.v1.NodeState.AttributesEntry.value:type_name -> aval.wire.v1.Values
+	1,   // 90: aval.wire.v1.Node.Attest:input_type -> aval.wire.v1.AttestRequest
+	4,   // 91: aval.wire.v1.Node.Renew:input_type -> aval.wire.v1.RenewRequest
+	6,   // 92: aval.wire.v1.Node.Sync:input_type -> aval.wire.v1.NodeFrame
+	40,  // 93: aval.wire.v1.Proxy.Watch:input_type -> aval.wire.v1.WatchRequest
+	41,  // 94: aval.wire.v1.Proxy.Took:input_type -> aval.wire.v1.TookRequest
+	11,  // 95: aval.wire.v1.Proxy.Report:input_type -> aval.wire.v1.RecordBatch
+	34,  // 96: aval.wire.v1.Proxy.Announce:input_type -> aval.wire.v1.Announcement
+	36,  // 97: aval.wire.v1.Proxy.Endpoints:input_type -> aval.wire.v1.EndpointsRequest
+	38,  // 98: aval.wire.v1.Proxy.Holder:input_type -> aval.wire.v1.HolderRequest
+	44,  // 99: aval.wire.v1.Local.Explain:input_type -> aval.wire.v1.ExplainRequest
+	47,  // 100: aval.wire.v1.Local.Status:input_type -> aval.wire.v1.StatusRequest
+	69,  // 101: aval.wire.v1.Admin.Apply:input_type -> aval.wire.v1.ApplyRequest
+	72,  // 102: aval.wire.v1.Admin.Get:input_type -> aval.wire.v1.GetRequest
+	74,  // 103: aval.wire.v1.Admin.Delete:input_type -> aval.wire.v1.DeleteRequest
+	76,  // 104: aval.wire.v1.Admin.CreateToken:input_type -> aval.wire.v1.CreateTokenRequest
+	78,  // 105: aval.wire.v1.Admin.ListNodes:input_type -> aval.wire.v1.ListNodesRequest
+	82,  // 106: aval.wire.v1.Admin.EvictNode:input_type -> aval.wire.v1.EvictNodeRequest
+	84,  // 107: aval.wire.v1.Admin.Entries:input_type -> aval.wire.v1.EntriesRequest
+	86,  // 108: aval.wire.v1.Admin.Backup:input_type -> aval.wire.v1.BackupRequest
+	88,  // 109: aval.wire.v1.Admin.ServerStatus:input_type -> aval.wire.v1.ServerStatusRequest
+	93,  // 110: aval.wire.v1.Admin.ExplainStrict:input_type -> aval.wire.v1.ExplainStrictRequest
+	56,  // 111: aval.wire.v1.Admin.ListEndpoints:input_type -> aval.wire.v1.ListEndpointsRequest
+	59,  // 112: aval.wire.v1.Admin.RotationStatus:input_type -> aval.wire.v1.RotationStatusRequest
+	60,  // 113: aval.wire.v1.Admin.Rotate:input_type -> aval.wire.v1.RotateRequest
+	64,  // 114: aval.wire.v1.Admin.RequestIntermediate:input_type -> aval.wire.v1.RequestIntermediateRequest
+	66,  // 115: aval.wire.v1.Admin.ImportIntermediate:input_type -> aval.wire.v1.ImportIntermediateRequest
+	49,  // 116: aval.wire.v1.Admin.Revoke:input_type -> aval.wire.v1.RevokeRequest
+	53,  // 117: aval.wire.v1.Admin.ListRevocations:input_type -> aval.wire.v1.ListRevocationsRequest
+	55,  // 118: aval.wire.v1.Admin.LiftRevocation:input_type -> aval.wire.v1.LiftRevocationRequest
+	99,  // 119: aval.wire.v1.ProxyAdmin.ProxyStatus:input_type -> aval.wire.v1.ProxyStatusRequest
+	104, // 120: aval.wire.v1.ProxyAdmin.Connections:input_type -> aval.wire.v1.ConnectionsRequest
+	107, // 121: aval.wire.v1.ProxyAdmin.Drain:input_type -> aval.wire.v1.DrainRequest
+	2,   // 122: aval.wire.v1.Node.Attest:output_type -> aval.wire.v1.AttestResponse
+	5,   // 123: aval.wire.v1.Node.Renew:output_type -> aval.wire.v1.RenewResponse
+	12,  // 124: aval.wire.v1.Node.Sync:output_type -> aval.wire.v1.ServerFrame
+	43,  // 125: aval.wire.v1.Proxy.Watch:output_type -> aval.wire.v1.Snapshot
+	42,  // 126: aval.wire.v1.Proxy.Took:output_type -> aval.wire.v1.TookResponse
+	30,  // 127: aval.wire.v1.Proxy.Report:output_type -> aval.wire.v1.RecordsAck
+	35,  // 128: aval.wire.v1.Proxy.Announce:output_type -> aval.wire.v1.Announced
+	37,  // 129: aval.wire.v1.Proxy.Endpoints:output_type -> aval.wire.v1.EndpointSet
+	39,  // 130: aval.wire.v1.Proxy.Holder:output_type -> aval.wire.v1.HolderResponse
+	45,  // 131: aval.wire.v1.Local.Explain:output_type -> aval.wire.v1.ExplainResponse
+	48,  // 132: aval.wire.v1.Local.Status:output_type -> aval.wire.v1.StatusResponse
+	70,  // 133: aval.wire.v1.Admin.Apply:output_type -> aval.wire.v1.ApplyResponse
+	73,  // 134: aval.wire.v1.Admin.Get:output_type -> aval.wire.v1.GetResponse
+	75,  // 135: aval.wire.v1.Admin.Delete:output_type -> aval.wire.v1.DeleteResponse
+	77,  // 136: aval.wire.v1.Admin.CreateToken:output_type -> aval.wire.v1.CreateTokenResponse
+	79,  // 137: aval.wire.v1.Admin.ListNodes:output_type -> aval.wire.v1.ListNodesResponse
+	83,  // 138: aval.wire.v1.Admin.EvictNode:output_type -> aval.wire.v1.EvictNodeResponse
+	85,  // 139: aval.wire.v1.Admin.Entries:output_type -> aval.wire.v1.EntriesResponse
+	87,  // 140: aval.wire.v1.Admin.Backup:output_type -> aval.wire.v1.BackupResponse
+	89,  // 141: aval.wire.v1.Admin.ServerStatus:output_type -> aval.wire.v1.ServerStatusResponse
+	94,  // 142: aval.wire.v1.Admin.ExplainStrict:output_type -> aval.wire.v1.ExplainStrictResponse
+	57,  // 143: aval.wire.v1.Admin.ListEndpoints:output_type -> aval.wire.v1.ListEndpointsResponse
+	61,  // 144: aval.wire.v1.Admin.RotationStatus:output_type -> aval.wire.v1.RotationState
+	61,  // 145: aval.wire.v1.Admin.Rotate:output_type -> aval.wire.v1.RotationState
+	65,  // 146: aval.wire.v1.Admin.RequestIntermediate:output_type -> aval.wire.v1.RequestIntermediateResponse
+	67,  // 147: aval.wire.v1.Admin.ImportIntermediate:output_type -> aval.wire.v1.ImportIntermediateResponse
+	50,  // 148: aval.wire.v1.Admin.Revoke:output_type -> aval.wire.v1.RevokeResponse
+	54,  // 149: aval.wire.v1.Admin.ListRevocations:output_type -> aval.wire.v1.ListRevocationsResponse
+	52,  // 150: aval.wire.v1.Admin.LiftRevocation:output_type -> aval.wire.v1.Revocation
+	100, // 151: aval.wire.v1.ProxyAdmin.ProxyStatus:output_type -> aval.wire.v1.ProxyStatusResponse
+	105, // 152: aval.wire.v1.ProxyAdmin.Connections:output_type -> aval.wire.v1.ConnectionsResponse
+	108, // 153: aval.wire.v1.ProxyAdmin.Drain:output_type -> aval.wire.v1.DrainResponse
+	122, // [122:154] is the sub-list for method output_type
+	90,  // [90:122] is the sub-list for method input_type
+	90,  // [90:90] is the sub-list for extension type_name
+	90,  // [90:90] is the sub-list for extension extendee
+	0,   // [0:90] is the sub-list for field type_name
 }
 
 func init() { file_aval_proto_init() }
@@ -8612,7 +9251,7 @@ func file_aval_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aval_proto_rawDesc), len(file_aval_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   108,
+			NumMessages:   117,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

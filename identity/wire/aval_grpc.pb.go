@@ -682,6 +682,9 @@ const (
 	Admin_Rotate_FullMethodName              = "/aval.wire.v1.Admin/Rotate"
 	Admin_RequestIntermediate_FullMethodName = "/aval.wire.v1.Admin/RequestIntermediate"
 	Admin_ImportIntermediate_FullMethodName  = "/aval.wire.v1.Admin/ImportIntermediate"
+	Admin_Revoke_FullMethodName              = "/aval.wire.v1.Admin/Revoke"
+	Admin_ListRevocations_FullMethodName     = "/aval.wire.v1.Admin/ListRevocations"
+	Admin_LiftRevocation_FullMethodName      = "/aval.wire.v1.Admin/LiftRevocation"
 )
 
 // AdminClient is the client API for Admin service.
@@ -713,6 +716,11 @@ type AdminClient interface {
 	RequestIntermediate(ctx context.Context, in *RequestIntermediateRequest, opts ...grpc.CallOption) (*RequestIntermediateResponse, error)
 	// ImportIntermediate puts in force what was signed for that request.
 	ImportIntermediate(ctx context.Context, in *ImportIntermediateRequest, opts ...grpc.CallOption) (*ImportIntermediateResponse, error)
+	// Revoke makes certificates count for nothing at once.
+	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
+	ListRevocations(ctx context.Context, in *ListRevocationsRequest, opts ...grpc.CallOption) (*ListRevocationsResponse, error)
+	// LiftRevocation lets an identity be issued anew.
+	LiftRevocation(ctx context.Context, in *LiftRevocationRequest, opts ...grpc.CallOption) (*Revocation, error)
 }
 
 type adminClient struct {
@@ -900,6 +908,36 @@ func (c *adminClient) ImportIntermediate(ctx context.Context, in *ImportIntermed
 	return out, nil
 }
 
+func (c *adminClient) Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeResponse)
+	err := c.cc.Invoke(ctx, Admin_Revoke_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ListRevocations(ctx context.Context, in *ListRevocationsRequest, opts ...grpc.CallOption) (*ListRevocationsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRevocationsResponse)
+	err := c.cc.Invoke(ctx, Admin_ListRevocations_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) LiftRevocation(ctx context.Context, in *LiftRevocationRequest, opts ...grpc.CallOption) (*Revocation, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Revocation)
+	err := c.cc.Invoke(ctx, Admin_LiftRevocation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -929,6 +967,11 @@ type AdminServer interface {
 	RequestIntermediate(context.Context, *RequestIntermediateRequest) (*RequestIntermediateResponse, error)
 	// ImportIntermediate puts in force what was signed for that request.
 	ImportIntermediate(context.Context, *ImportIntermediateRequest) (*ImportIntermediateResponse, error)
+	// Revoke makes certificates count for nothing at once.
+	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
+	ListRevocations(context.Context, *ListRevocationsRequest) (*ListRevocationsResponse, error)
+	// LiftRevocation lets an identity be issued anew.
+	LiftRevocation(context.Context, *LiftRevocationRequest) (*Revocation, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -983,6 +1026,15 @@ func (UnimplementedAdminServer) RequestIntermediate(context.Context, *RequestInt
 }
 func (UnimplementedAdminServer) ImportIntermediate(context.Context, *ImportIntermediateRequest) (*ImportIntermediateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ImportIntermediate not implemented")
+}
+func (UnimplementedAdminServer) Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Revoke not implemented")
+}
+func (UnimplementedAdminServer) ListRevocations(context.Context, *ListRevocationsRequest) (*ListRevocationsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRevocations not implemented")
+}
+func (UnimplementedAdminServer) LiftRevocation(context.Context, *LiftRevocationRequest) (*Revocation, error) {
+	return nil, status.Error(codes.Unimplemented, "method LiftRevocation not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -1254,6 +1306,60 @@ func _Admin_ImportIntermediate_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_Revoke_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Revoke(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Revoke_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Revoke(ctx, req.(*RevokeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ListRevocations_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRevocationsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ListRevocations(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ListRevocations_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ListRevocations(ctx, req.(*ListRevocationsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_LiftRevocation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LiftRevocationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).LiftRevocation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_LiftRevocation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).LiftRevocation(ctx, req.(*LiftRevocationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1308,6 +1414,18 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ImportIntermediate",
 			Handler:    _Admin_ImportIntermediate_Handler,
+		},
+		{
+			MethodName: "Revoke",
+			Handler:    _Admin_Revoke_Handler,
+		},
+		{
+			MethodName: "ListRevocations",
+			Handler:    _Admin_ListRevocations_Handler,
+		},
+		{
+			MethodName: "LiftRevocation",
+			Handler:    _Admin_LiftRevocation_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
