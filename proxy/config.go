@@ -71,6 +71,10 @@ type Config struct {
 	// away. Empty means Keep. The end of the proxy's own SVID, or its
 	// rotation, closes nothing.
 	OnPeerExpiry, OnIdentityLost Action
+	// OnPolicyChange says what happens to open connections and requests that
+	// the policies no longer allow, OnRevocation to connections whose peer is
+	// revoked: Cut or Keep. Empty means Cut.
+	OnPolicyChange, OnRevocation Action
 	// Sockets are listeners that are open already; each must belong to one
 	// of Inbound or Outbound, by its name or its address. New takes them over.
 	Sockets []Socket
@@ -181,6 +185,8 @@ type configFile struct {
 	AccessLog bool        `json:"accessLog"`
 
 	OnPeerExpiry   Action `json:"onPeerExpiry"`
+	OnPolicyChange Action `json:"onPolicyChange"`
+	OnRevocation   Action `json:"onRevocation"`
 	OnIdentityLost Action `json:"onIdentityLost"`
 
 	Transparent *Transparent `json:"transparent"`
@@ -195,7 +201,7 @@ func ParseConfig(file string, data []byte) (Config, error) {
 		return Config{}, err
 	}
 	cfg := Config{Agent: f.Agent, Identity: f.Identity, Inbound: f.Inbound, Outbound: f.Outbound, Transparent: f.Transparent, Limits: f.Limits, Records: f.Records,
-		Admin: f.Admin, OnPeerExpiry: f.OnPeerExpiry, OnIdentityLost: f.OnIdentityLost, AccessLog: f.AccessLog, Announce: f.Announce}
+		Admin: f.Admin, OnPeerExpiry: f.OnPeerExpiry, OnIdentityLost: f.OnIdentityLost, OnPolicyChange: f.OnPolicyChange, OnRevocation: f.OnRevocation, AccessLog: f.AccessLog, Announce: f.Announce}
 	if _, err := cfg.withDefaults(); err != nil {
 		return Config{}, fmt.Errorf("%s: %w", file, err)
 	}

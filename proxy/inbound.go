@@ -420,6 +420,9 @@ func (p *Proxy) dial(ctx context.Context, address string) (*raw, error) {
 // reconsider judges every open inbound connection by the new policies and
 // closes those that are no longer allowed, each with a record.
 func (p *Proxy) reconsider(st *state) {
+	if p.cfg.OnPolicyChange == Keep {
+		return
+	}
 	for _, l := range p.table.snapshot() {
 		a := l.admitted.Load()
 		if a == nil {

@@ -82,6 +82,18 @@ func (a Action) withDefault(field string) (Action, error) {
 	return "", fmt.Errorf("%s: %q is none of %s, %s, %s", field, a, Keep, Drain, Cut)
 }
 
+// orCut is withDefault for what is cut unless set otherwise, and has no reason
+// to wait for quiet.
+func (a Action) orCut(field string) (Action, error) {
+	switch a {
+	case "":
+		return Cut, nil
+	case Keep, Cut:
+		return a, nil
+	}
+	return "", fmt.Errorf("%s: %q is neither %s nor %s", field, a, Cut, Keep)
+}
+
 // Socket is a listener that is open already, such as one that systemd passed
 // on. It serves the Inbound or Outbound of the same name, or else the one
 // whose listen address it has.
@@ -97,6 +109,12 @@ func (c Config) withOperation() (Config, error) {
 		return Config{}, err
 	}
 	if c.OnIdentityLost, err = c.OnIdentityLost.withDefault("onIdentityLost"); err != nil {
+		return Config{}, err
+	}
+	if c.OnPolicyChange, err = c.OnPolicyChange.orCut("onPolicyChange"); err != nil {
+		return Config{}, err
+	}
+	if c.OnRevocation, err = c.OnRevocation.orCut("onRevocation"); err != nil {
 		return Config{}, err
 	}
 	if c.Admin != "" {

@@ -124,10 +124,11 @@ func (p *Proxy) sweepOnce(now time.Time) {
 	}
 }
 
-// cutRevoked ends every connection whose peer is revoked, each with a record.
+// cutRevoked ends every connection whose peer is revoked, each with a record,
+// unless they are to be kept.
 func (p *Proxy) cutRevoked(st *state, now time.Time) {
 	denials := st.creds.Denials()
-	if denials.Empty() {
+	if denials.Empty() || p.cfg.OnRevocation == Keep {
 		return
 	}
 	for _, l := range p.table.snapshot() {
