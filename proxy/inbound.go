@@ -417,38 +417,6 @@ func (p *Proxy) dial(ctx context.Context, address string) (*raw, error) {
 	return newRaw(t, nil)
 }
 
-// reconsider judges every open inbound connection by the new policies and
-// closes those that are no longer allowed, each with a record.
-func (p *Proxy) reconsider(st *state) {
-	if p.cfg.OnPolicyChange == Keep {
-		return
-	}
-	for _, l := range p.table.snapshot() {
-		a := l.admitted.Load()
-		if a == nil {
-			continue
-		}
-		d := a.judge(st)
-		if d.Allowed {
-			continue
-		}
-		l.because(audit.ReasonPolicyChanged)
-		if !l.close(true) {
-			continue
-		}
-		e := p.event(time.Now(), audit.DirectionInbound, audit.VerdictDenied, audit.ReasonPolicyChanged)
-		e.ClientID, e.ClientSerial, e.Transport = a.conn.Peer.String(), a.clientSerial, a.transport
-		e.Source, e.Destination = a.source.String(), a.destination.String()
-		if a.remote != a.source {
-			e.Remote = a.remote.String()
-		}
-		e.Port, e.SNI, e.Detail = a.conn.Port, brief(a.conn.SNI), d.Reason
-		decided(e, d)
-		p.record(e, a.source)
-	}
-	p.requests.Reconsider(st.set)
-}
-
 func isTimeout(err error) bool {
 	e, ok := errors.AsType[net.Error](err)
 	return ok && e.Timeout()

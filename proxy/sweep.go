@@ -1,6 +1,7 @@
-// This file holds the sweep: the one loop that ends connections for their
-// age, their silence, or the end of what they were admitted by, and that
-// watches the memory.
+// This file holds what ends open connections: the sweep, the one loop that ends
+// them for their age, their silence, or the end of what they were admitted by,
+// and that watches the memory; and what a change of policies or a revocation
+// ends.
 
 package proxy
 
@@ -122,6 +123,38 @@ func (p *Proxy) sweepOnce(now time.Time) {
 			p.recordCut(l, now, reason, detail)
 		}
 	}
+}
+
+// reconsider judges every open inbound connection by the new policies and
+// closes those that are no longer allowed, each with a record.
+func (p *Proxy) reconsider(st *state) {
+	if p.cfg.OnPolicyChange == Keep {
+		return
+	}
+	for _, l := range p.table.snapshot() {
+		a := l.admitted.Load()
+		if a == nil {
+			continue
+		}
+		d := a.judge(st)
+		if d.Allowed {
+			continue
+		}
+		l.because(audit.ReasonPolicyChanged)
+		if !l.close(true) {
+			continue
+		}
+		e := p.event(time.Now(), audit.DirectionInbound, audit.VerdictDenied, audit.ReasonPolicyChanged)
+		e.ClientID, e.ClientSerial, e.Transport = a.conn.Peer.String(), a.clientSerial, a.transport
+		e.Source, e.Destination = a.source.String(), a.destination.String()
+		if a.remote != a.source {
+			e.Remote = a.remote.String()
+		}
+		e.Port, e.SNI, e.Detail = a.conn.Port, brief(a.conn.SNI), d.Reason
+		decided(e, d)
+		p.record(e, a.source)
+	}
+	p.requests.Reconsider(st.set)
 }
 
 // cutRevoked ends every connection whose peer is revoked, each with a record,
