@@ -19,6 +19,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/aval-id/aval/identity/wire"
 )
 
@@ -207,18 +209,29 @@ func TestDrainCanBeHurried(t *testing.T) {
 	}
 }
 
-// asNobody runs f on a thread that is of another user, and ends the thread.
+// asNobody runs f on a thread that is of another user, and ends the thread. It
+// is never the main thread, which doesn't end, and by which the kernel tells
+// whose the process is. A change of user also hides the process's descriptors
+// (proc(5)), which is taken back.
 func asNobody(f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // unlocked on the main thread alone: another ends with the goroutine
+		if unix.Gettid() == os.Getpid() {
+			asNobody(f) // held meanwhile, so that it runs on another
+			runtime.UnlockOSThread()
+			return
+		}
 		if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, nobody, nobody, nobody); errno != 0 {
 			panic(errno)
 		}
 		f()
 	}()
 	<-done
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
+		panic(err)
+	}
 }
 
 func TestAdminSocketIsForItsOwnersAlone(t *testing.T) {
